@@ -1,0 +1,26 @@
+# The developer's day: make install, make test, make lint.
+PYTHON ?= python
+# Installed only where no PyTorch is present yet. Any release from 2.4 on works: `make install TORCH=torch` takes the
+# newest, and a build for your CUDA installed beforehand is kept.
+TORCH ?= torch==2.13.0
+
+.PHONY: install test lint format wheel
+
+install:
+	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install "$(TORCH)"
+	$(PYTHON) -m pip install -e ".[test]"
+	$(PYTHON) -m pip install --no-deps recbole==1.2.1
+
+test:
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+wheel:
+	$(PYTHON) -m build --wheel

@@ -1,0 +1,249 @@
+"""What RecBole 1.2.1 needs on NumPy 2, PyTorch >= 2.6 and Ray > 2.6. Nothing outside this file knows of versions.
+
+Each bridge says what RecBole does, why that fails today and which public issue it answers, and is put up only where
+the installed version needs it. ``torch.load`` is never touched: files are read by PyTorch's safe loader alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+RECBOLE_VERSION = "1.2.1"
+INSTALL_RECBOLE = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
+
+
+def require_recbole() -> None:
+    """Raise ImportError, with the command that mends it, where RecBole is missing or of another version."""
+    try:
+        found = metadata.version("recbole")
+    except metadata.PackageNotFoundError:
+        raise ImportError(
+            f"recbole-diffusion needs RecBole {RECBOLE_VERSION}, which is not installed. Run: {INSTALL_RECBOLE}"
+        ) from None
+    if found != RECBOLE_VERSION:
+        raise ImportError(
+            f"recbole-diffusion needs RecBole {RECBOLE_VERSION}, but {found} is installed. Run: {INSTALL_RECBOLE}"
+        )
+
+
+def bridge_numpy() -> None:
+    """Give back the aliases that NumPy 2 removed and RecBole still reads.
+
+    ``Config.compatibility_settings`` sets ``np.float = np.float_`` and the like, and ``Interaction`` reads
+    ``np.float`` (RecBole issues 2155, 2174). Only names that are missing are added.
+    """
+    for alias, target in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_, "float": float}.items():
+        if alias not in vars(np):
+            setattr(np, alias, target)
+
+
+def bridge_pandas() -> None:
+    """Warn on pandas 3, where RecBole's filling of missing values silently does nothing (chained assignment)."""
+    if int(metadata.version("pandas").split(".")[0]) >= 3:
+        warnings.warn("RecBole 1.2.1 leaves missing values unfilled on pandas >= 3: install pandas<3.", stacklevel=2)
+
+
+def bridge_ray() -> None:
+    """Let RecBole's ``objective_function`` report to the installed Ray Tune, and run outside of it.
+
+    It ends with ``tune.report(**metrics)``; from Ray 2.7 on ``report`` takes one mapping, and outside a trial, as in
+    HyperOpt's search, there is nobody to report to (RecBole issues 1990, 1741).
+    """
+    try:
+        import recbole.quick_start.quick_start as quick_start
+    except ImportError:  # Ray is absent: RecBole's quick start cannot be imported at all, the models can
+        return
+
+    class Tune:
+        @staticmethod
+        def report(**metrics: float) -> None:
+            report_to_tune(metrics)
+
+    quick_start.tune = Tune
+
+
+def report_to_tune(metrics: Mapping[str, float]) -> None:
+    """Report metrics to the Ray Tune trial this process runs in, on Ray 2.6 and current ones; outside of one, nothing.
+
+    Raises
+    ------
+    ImportError
+        Ray is not installed.
+    """
+    from ray import tune
+
+    if hasattr(tune, "get_context"):
+        if tune.get_context().get_trial_id() is not None:
+            tune.report(dict(metrics))
+    else:
+        from ray.air import session
+
+        if session.get_trial_id() is not None:
+            session.report(dict(metrics))
+
+
+def bridge_download() -> None:
+    """Let a single process download a dataset.
+
+    ``Dataset._download`` ends in ``torch.distributed.barrier()``, which raises where no process group exists.
+    """
+    from recbole.data.dataset import Dataset
+
+    download = Dataset._download
+
+    def _download(self: Dataset) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return download(self)
+        with mock.patch.object(torch.distributed, "barrier", lambda: None, create=True):
+            return download(self)
+
+    Dataset._download = _download
+
+
+def bridge_checkpoints() -> None:
+    """Make every RecBole trainer write checkpoints that the safe loader reads, whole or not at all.
+
+    RecBole saves its ``Config`` object with pickle protocol 4, and PyTorch >= 2.6, which loads with
+    ``weights_only=True`` unless told otherwise, refuses both the protocol and the class (RecBole issue 2215).
+    """
+    from recbole.trainer import Trainer
+
+    def _save_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        state = {
+            "config": self.config,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(state, path)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    Trainer._save_checkpoint = _save_checkpoint
+    # The one function a checkpoint may name. `Config` itself must not be allowed: its constructor evaluates strings.
+    torch.serialization.add_safe_globals([restore_config])
+
+
+class _PlainConfig:
+    """Pickles a Config as the plain values it holds."""
+
+    def __init__(self, config: Any) -> None:
+        self.values = {key: getattr(config, key) for key in ("model", "dataset", "parameters", "final_config_dict")}
+
+    def __reduce__(self):
+        return restore_config, (_plain(self.values),)
+
+
+def restore_config(values: dict[str, Any]) -> Any:
+    """Build RecBole's ``Config`` from the plain values of a checkpoint, without running its constructor."""
+    import recbole.utils.enum_type as enums
+    from recbole.config import Config
+
+    kinds = {kind.__name__: kind for kind in (enums.ModelType, enums.EvaluatorType, enums.InputType)}
+
+    def revive(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"__enum__", "name"}:
+            return kinds[value["__enum__"]][value["name"]]
+        return {key: revive(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    config = Config.__new__(Config)
+    config.__dict__.update(revive(values))
+    config.yaml_loader = config._build_yaml_loader()
+    config.compatibility_settings()
+    if not torch.cuda.is_available():
+        config.final_config_dict["device"] = torch.device("cpu")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Copy nested containers with NumPy scalars as Python's, enums by name and tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Enum):
+        return {"__enum__": type(value).__name__, "name": value.name}
+    if isinstance(value, dict):
+        return type(value)((key, _plain(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def save_checkpoint(state: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write a checkpoint that ``torch.load(path, weights_only=True)`` reads; a crash leaves the old file whole.
+
+    Tensors are written from the CPU, so that a file written on a GPU opens on a machine without one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {key: _PlainConfig(value) if key == "config" else _plain(value) for key, value in state.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(plain, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_checkpoint(path: str | os.PathLike, model: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint with the safe loader, onto the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is truncated, is no RecBole checkpoint, wants to run code, or holds another model than ``model``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model_file [{path}] does not exist.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"model_file [{path}] was refused: it is no checkpoint of this package, or holds objects that could run "
+            f"code on loading. Only tensors and plain values are read. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"model_file [{path}] is truncated or not a checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"model_file [{path}] is not a RecBole checkpoint: it lacks `config` or `state_dict`.")
+    found = checkpoint["config"]["model"]
+    if model is not None and found != model:
+        raise ValueError(f"model_file [{path}] holds the model [{found}], not [{model}].")
+    return checkpoint
+
+
+def apply() -> None:
+    """Put up every bridge the installed versions need. Called once, when the package is imported."""
+    require_recbole()
+    bridge_numpy()
+    bridge_pandas()
+    bridge_ray()
+    bridge_download()
+    bridge_checkpoints()

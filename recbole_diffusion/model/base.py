@@ -1,0 +1,180 @@
+"""What every model here does the same way: item embedding, loss over the items, scoring, seeds, checks of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_diffusion.diffusion_utils import (
+    GaussianDiffusion,
+    SeedNoise,
+    check_sampling,
+    get_betas,
+    get_step_sampler,
+    resolve_seeds,
+    sample,
+    seed_average,
+)
+from recbole_diffusion.model.layers import ACTIVATIONS, TokenLayout
+
+INFERENCE = ("reverse", "one_step")
+INITIALIZERS = ("normal", "xavier")
+
+
+class DiffusionRecommender(SequentialRecommender):
+    """A sequential recommender that generates the embedding of the next item by a diffusion over embeddings.
+
+    A model defines ``calculate_loss(interaction)`` and ``denoiser(interaction, noise)``; this class draws, samples,
+    averages over seeds, scores and ranks.
+    """
+
+    input_type = InputType.POINTWISE
+    dataset_class: type | None = None  # a RecBole dataset of its own, where the model trains on other rows
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.hidden_size = config["hidden_size"]
+        self.initializer, self.initializer_range = config["initializer"], config["initializer_range"]
+        self.ragged = config["ragged"]
+        self.inference, self.sampler = config["inference"], config["sampler"]
+        self.sampling_steps, self.ddim_eta = config["sampling_steps"], config["ddim_eta"]
+        self.inference_seeds = resolve_seeds(config["inference_seeds"])
+
+        self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self.diffusion = GaussianDiffusion(betas_from_config(config.final_config_dict))
+        self.step_sampler = get_step_sampler(config["step_sampler"], config["num_steps"])
+
+    # ------------------------------------------------------------------ configuration
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming key, value and what is allowed, for what no model here can run with."""
+        if config.get("train_neg_sample_args") not in (None, "None"):
+            raise ValueError(
+                f"train_neg_sample_args [{config['train_neg_sample_args']}] must be null for {cls.__name__}: "
+                "its loss needs no sampled negatives from the data loader."
+            )
+        positive = ("hidden_size", "n_layers", "n_heads", "inner_size", "MAX_ITEM_LIST_LENGTH", "num_steps")
+        for key in positive:
+            check_number(config, key, int, 1)
+        for key in config:
+            if key.endswith("dropout_prob"):
+                check_number(config, key, (int, float), 0, 1)
+        check_number(config, "initializer_range", (int, float), 0)
+        check_number(config, "layer_norm_eps", (int, float), 0)
+        if config["hidden_size"] % config["n_heads"]:
+            raise ValueError(
+                f"hidden_size [{config['hidden_size']}] must be a multiple of n_heads [{config['n_heads']}]."
+            )
+        check_choice(config, "hidden_act", ACTIVATIONS)
+        check_choice(config, "initializer", INITIALIZERS)
+        check_choice(config, "inference", INFERENCE)
+        check_choice(config, "sampler", ("ddpm", "ddim"))
+        betas_from_config(config)
+        get_step_sampler(config["step_sampler"], config["num_steps"])
+        check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
+        resolve_seeds(config["inference_seeds"])
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as RecBole's models do (normal), or by Glorot and Bengio 2010 (xavier); padding stays zero."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            if self.initializer == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=self.initializer_range)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    # ------------------------------------------------------------------ training
+
+    def layout(self, item_seq_len: Tensor, length: int) -> TokenLayout:
+        """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""
+        return TokenLayout(item_seq_len, length, self.ragged)
+
+    def item_cross_entropy(self, x: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of x [B, D] . E^T over all items but the padding, against target [B]; per row, [B]."""
+        return F.cross_entropy(x @ self.item_embedding.weight[1:].T, target - 1, reduction="none")
+
+    # ------------------------------------------------------------------ inference
+
+    def denoiser(self, interaction, noise: SeedNoise):
+        """Return ``predict_start(x_t, t)`` for a batch [B] and S seeds: x_t [S * B, D] to x_0, seed by seed.
+
+        What does not depend on the step is computed here, once. Further draws that the network needs come from
+        ``noise``, so that all users see the same ones.
+        """
+        raise NotImplementedError
+
+    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
+        """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
+        batch = len(interaction[self.ITEM_SEQ_LEN])
+        noise = SeedNoise(seeds)
+        predict_start = self.denoiser(interaction, noise)
+        like = self.item_embedding.weight.new_empty(len(seeds) * batch, self.hidden_size)
+        method = "one_step" if self.inference == "one_step" else self.sampler
+        x_start = sample(
+            self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
+        )
+        return x_start.view(len(seeds), batch, -1)
+
+    def generate(self, interaction) -> Tensor:
+        """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""
+        return seed_average(lambda part: self.sample_start(interaction, part), self.inference_seeds)
+
+    def item_scores(self, x_start: Tensor) -> Tensor:
+        """Score every item by its inner product with x_start: [..., D] to [..., n_items]."""
+        return x_start @ self.item_embedding.weight.T
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items, [B, n_items]; the padding item has minus infinity.
+
+        With one seed these are inner products; with several, probabilities averaged over the seeds.
+        """
+        return self.seed_scores(interaction)
+
+    def seed_scores(self, interaction, return_std: bool = False):
+        """Scores as ``full_sort_predict``, with ``return_std`` also their standard deviation over the seeds."""
+        probabilities = len(self.inference_seeds) > 1
+
+        def score(part: list[int]) -> Tensor:
+            scores = self.item_scores(self.sample_start(interaction, part)).float()
+            scores[..., 0] = -torch.inf
+            return scores.softmax(dim=-1) if probabilities else scores
+
+        result = seed_average(score, self.inference_seeds, return_std=return_std)
+        scores = result[0] if return_std else result
+        scores[:, 0] = -torch.inf
+        return result
+
+    def predict(self, interaction) -> Tensor:
+        """Score of one given item a row, [B]."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
+def betas_from_config(config: Mapping[str, Any]) -> Tensor:
+    """The betas of the keys ``noise_schedule``, ``num_steps`` and, where the schedule has them, its range."""
+    ranges = {"linear": ("beta_start", "beta_end"), "exponential": ("beta_min", "beta_max")}
+    keys = ranges.get(config["noise_schedule"], ())
+    return get_betas(config["noise_schedule"], config["num_steps"], **{k: config[k] for k in keys if k in config})
+
+
+def check_choice(config: Mapping[str, Any], key: str, allowed) -> None:
+    """Raise ValueError unless the key's value is one of ``allowed``."""
+    if config[key] not in allowed:
+        raise ValueError(f"{key} [{config[key]}] is unknown: choose one of {', '.join(map(str, allowed))}.")
+
+
+def check_number(config: Mapping[str, Any], key: str, kind, low: float, below: float | None = None) -> None:
+    """Raise ValueError unless the key's value is of a kind (int, or int and float) and low <= value < below."""
+    value = config[key]
+    if not isinstance(value, kind) or isinstance(value, bool) or value < low or (below is not None and value >= below):
+        limit = f">= {low}" + (f" and < {below}" if below is not None else "")
+        raise ValueError(f"{key} [{value}] must be {'an integer' if kind is int else 'a number'} {limit}.")

@@ -1,0 +1,179 @@
+"""Train and evaluate one model on one dataset, load it again, and the objective of a hyper-parameter search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_color
+
+from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.registry import check_model_name
+from recbole_diffusion.trainer import DiffusionTrainer
+
+
+def run(
+    model: str,
+    dataset: str,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: str = "5678",
+    group_offset: int = 0,
+) -> dict[str, Any]:
+    """Train and test a model, ours or RecBole's, on one dataset under the papers' protocol.
+
+    Takes what ``recbole.quick_start.run`` takes and returns its result, with ``model_file`` (the best checkpoint, None
+    unless ``saved``) and ``epochs`` (how many were trained) added.
+
+    Raises
+    ------
+    ValueError
+        Unknown model, or a parameter out of range.
+    FileNotFoundError
+        The dataset is neither here nor to be downloaded.
+    """
+    config_dict = dict(config_dict or {})
+    if nproc == 1 and world_size <= 0:
+        return train_and_test(build_config(model, dataset, config_file_list, config_dict), saved)
+    if torch.cuda.device_count() < nproc:
+        raise ValueError(f"nproc [{nproc}] needs as many GPUs; this machine has {torch.cuda.device_count()}.")
+    import torch.multiprocessing as mp
+
+    config_dict.update(
+        world_size=world_size if world_size > 0 else nproc, ip=ip, port=port, nproc=nproc, offset=group_offset
+    )
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_run_rank, args=(model, dataset, config_file_list, config_dict, saved, queue), nprocs=nproc, join=True)
+    return queue.get()
+
+
+def _run_rank(rank: int, model, dataset, config_file_list, config_dict, saved, queue) -> None:
+    """One process of a distributed run; a spawned process imports this module, and with it registers the models."""
+    config = build_config(model, dataset, config_file_list, {**config_dict, "local_rank": rank})
+    result = train_and_test(config, saved)
+    torch.distributed.destroy_process_group()
+    if rank == 0:
+        queue.put(result)
+
+
+def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict[str, Any]:
+    """Train and test what a Config says; the result is that of ``run``."""
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logger = getLogger()
+    logger.info(config)
+
+    data, train_data, valid_data, test_data = prepare_data(config)
+    logger.info(data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    logger.info(network)
+    trainer = build_trainer(config, network)
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+
+    show = config["show_progress"]
+    best_valid_score, best_valid_result = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=show, callback_fn=callback_fn
+    )
+    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
+    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
+    logger.info(set_color("test result", "yellow") + f": {test_result}")
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid_result,
+        "test_result": test_result,
+        "model_file": trainer.saved_model_file if saved else None,
+        "epochs": len(trainer.train_loss_dict),
+    }
+
+
+def build_config(model: str | None, dataset: str | None, config_file_list=None, config_dict=None) -> Config:
+    """RecBole's Config for a model of ours or of RecBole's, with the papers' protocol for both.
+
+    Where ``model`` or ``dataset`` is None, RecBole looks for them among the parameters.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        Unknown model, a parameter out of range, or a missing config file.
+    """
+    if model is not None:
+        check_model_name(model)
+    for path in config_file_list or []:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"config_files [{path}] does not exist.")
+    return Config(model, dataset, list(config_file_list or []), {"paper_protocol": True, **(config_dict or {})})
+
+
+def prepare_data(config: Config):
+    """Load and split a dataset: ``(dataset, train_data, valid_data, test_data)``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Its file is not there and cannot be downloaded.
+    """
+    file = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    missing = not file.is_file() and config["benchmark_filename"] is None and not config["dataset_save_path"]
+    try:
+        dataset = create_dataset(config)
+    except (OSError, ValueError) as error:
+        if not missing:
+            raise
+        raise FileNotFoundError(
+            f"dataset [{config['dataset']}] was not found and could not be downloaded ({error}). Put it at {file}: "
+            f"tab-separated, with the header {config['USER_ID_FIELD']}:token, {config['ITEM_ID_FIELD']}:token, "
+            f"{config['TIME_FIELD']}:float; or set data_path to the folder that holds {config['dataset']}/."
+        ) from error
+    return dataset, *data_preparation(config, dataset)
+
+
+def build_trainer(config: Config, model) -> Trainer:
+    """The model's trainer; RecBole's own models on its plain Trainer get ours, which does the same and can resume."""
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
+    return (DiffusionTrainer if trainer_class is Trainer else trainer_class)(config, model)
+
+
+def load_data_and_model(model_file: str | Path):
+    """Load a checkpoint with its dataset and split, as ``recbole.quick_start.load_data_and_model`` does.
+
+    Returns ``(config, model, dataset, train_data, valid_data, test_data)``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As ``compat.load_checkpoint``, or the dataset is not found.
+    """
+    checkpoint = load_checkpoint(model_file)
+    config = checkpoint["config"]
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    dataset, train_data, valid_data, test_data = prepare_data(config)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+def objective_function(config_dict=None, config_file_list=None, saved: bool = True, callback_fn=None) -> dict[str, Any]:
+    """Objective of a hyper-parameter search: train with one set of parameters, model and dataset among them.
+
+    Takes what RecBole's ``HyperTuning`` passes, and ``callback_fn(epoch, valid_score)`` after each validation; returns
+    what ``run`` returns.
+    """
+    return train_and_test(build_config(None, None, config_file_list, config_dict), saved, callback_fn)

@@ -1,0 +1,124 @@
+"""The only place that knows how RecBole finds a model, its props, its trainer and its dataset: by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import recbole
+import recbole.data.dataset
+import recbole.trainer
+import yaml
+from recbole.config import Config
+
+from recbole_diffusion.model.base import DiffusionRecommender
+from recbole_diffusion.model.diffurec import DiffuRec
+from recbole_diffusion.model.diffurecsys import DiffuRecSys
+from recbole_diffusion.trainer import DiffusionTrainer, check_training_config
+
+MODELS: dict[str, type[DiffusionRecommender]] = {
+    model.__name__: model
+    for model in (
+        DiffuRec,
+        DiffuRecSys,
+    )
+}
+
+_PACKAGE = Path(__file__).parent
+# An installed wheel carries the props inside the package; a checkout has them at the top level.
+PROPS = _PACKAGE / "props" if (_PACKAGE / "props").is_dir() else _PACKAGE.parent / "props"
+
+# Keys that belong to this plugin and not to one model: they are read by the trainer and by `quick_start.run`.
+PLUGIN_KEYS = {"paper_protocol", "limit_train_batches", "lr_scheduler", "amp_dtype", "resume", "config_files"}
+
+
+def register() -> None:
+    """Make every model of ``MODELS`` known to RecBole's own functions."""
+    for name, model in MODELS.items():
+        # `get_model` asks importlib for recbole.model.sequential_recommender.<lowercase name>.
+        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
+        # `get_trainer` looks for recbole.trainer.<Model>Trainer, `create_dataset` for recbole.data.dataset.<Model>Dataset.
+        setattr(recbole.trainer, f"{name}Trainer", DiffusionTrainer)
+        if model.dataset_class is not None:
+            setattr(recbole.data.dataset, f"{name}Dataset", model.dataset_class)
+    if not hasattr(Config._load_internal_config_dict, "__wrapped__"):
+        Config._load_internal_config_dict = _with_our_props(Config._load_internal_config_dict)
+
+
+def _with_our_props(load_internal_config_dict):
+    """RecBole reads props from its own folder alone: add ours, below whatever the user says, and check the result."""
+
+    @functools.wraps(load_internal_config_dict)
+    def wrapper(self: Config, model: str, model_class: type, dataset: str) -> None:
+        load_internal_config_dict(self, model, model_class, dataset)
+        ours = MODELS.get(model)
+        if ours is None and not self.external_config_dict.get("paper_protocol"):
+            return
+        self.internal_config_dict.update(load_props(model, dataset))
+        user = self.external_config_dict
+        merged = {**self.internal_config_dict, **user}
+        # RecBole loads user and item ids alone unless told more; no sequential model can order those.
+        if "load_col" not in user:
+            fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+            self.internal_config_dict["load_col"] = {"inter": fields}
+        # RecBole samples negatives unless told not to, and then refuses its own cross-entropy models.
+        if merged.get("loss_type") == "CE" and "train_neg_sample_args" not in user:
+            self.internal_config_dict["train_neg_sample_args"] = None
+        _warn_of_unknown_keys(user, self)
+        if ours is not None:
+            ours.check_config(merged)
+            check_training_config(merged)
+
+    return wrapper
+
+
+def load_props(model: str, dataset: str) -> dict[str, Any]:
+    """Default parameters of a model on a dataset: the common protocol, the model's, then the dataset's.
+
+    Raises
+    ------
+    FileNotFoundError
+        The model is one of ours and its props file is missing.
+    """
+    props: dict[str, Any] = {}
+    for path, required in (
+        (PROPS / "protocol.yaml", True),
+        (PROPS / f"{model}.yaml", model in MODELS),
+        (PROPS / "dataset" / f"{dataset}.yaml", False),
+    ):
+        if path.is_file():
+            props.update(yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {})
+        elif required:
+            raise FileNotFoundError(f"default parameters [{path}] are missing from this installation.")
+    return props
+
+
+def recbole_models() -> list[str]:
+    """Names of RecBole's own models, as its props folder spells them."""
+    return sorted(path.stem for path in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml"))
+
+
+def check_model_name(name: str) -> None:
+    """Raise ValueError, suggesting near names, unless ``name`` is one of our models or of RecBole's."""
+    known = [*MODELS, *recbole_models()]
+    if name in known:
+        return
+    lower = {model.lower(): model for model in known}
+    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f"model [{name}] is unknown.{hint} Diffusion models: {', '.join(MODELS)}; or any model of RecBole."
+    )
+
+
+def _warn_of_unknown_keys(user: dict[str, Any], config: Config) -> None:
+    """Warn of a key that nothing reads and that looks like a misspelt one; RecBole ignores it silently."""
+    known = {*config.internal_config_dict, *PLUGIN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+    for key in user.keys() - known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if near:
+            warnings.warn(f"config key [{key}] is not known and has no effect: did you mean [{near[0]}]?", stacklevel=2)

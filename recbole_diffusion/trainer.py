@@ -1,0 +1,274 @@
+"""RecBole's Trainer plus the optimizers and learning-rate schedules of the papers, mixed precision, and exact resume."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import get_gpu_usage, set_color
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import lr_scheduler as schedulers
+from tqdm import tqdm
+
+from recbole_diffusion.compat import load_checkpoint, save_checkpoint
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# How many steps may pass between two looks at the losses: each look waits for the GPU.
+CHECK_EVERY = {"cpu": 1, "cuda": 50}
+
+
+def _multiplier(name: str, epochs: int, **options: Any):
+    """Learning-rate factor of an epoch (counted from 0) under a schedule, before warm-up."""
+    if name == "constant":
+        return lambda epoch: 1.0
+    if name == "step":
+        start, every, gamma = options["start_epoch"], options["step_size"], options["gamma"]
+        return lambda epoch: 1.0 if epoch < start else gamma ** (1 + (epoch - start) // every)
+    floor = options["min_factor"]
+    return lambda epoch: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1), 1.0)))
+
+
+# name -> options with their defaults; `warmup_epochs` belongs to all.
+LR_SCHEDULES: dict[str, dict[str, float]] = {
+    "constant": {},
+    "step": {"start_epoch": 100, "step_size": 100, "gamma": 0.1},
+    "cosine": {"min_factor": 0.0},
+}
+
+
+def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
+    """Return the factor on the learning rate as a function of the epoch.
+
+    ``spec`` is the config key ``lr_scheduler``: ``{name: step, start_epoch: 30, step_size: 1000, gamma: 0.1}``,
+    ``{name: cosine, min_factor: 0}`` or ``{name: constant}``; each takes ``warmup_epochs`` (linear, from 1/(n+1)).
+
+    Raises
+    ------
+    ValueError
+        Unknown name or option, or a value out of range.
+    """
+    if spec is None:
+        spec = {"name": "constant"}
+    if not isinstance(spec, Mapping) or spec.get("name") not in LR_SCHEDULES:
+        raise ValueError(f"lr_scheduler [{spec}] must be a mapping whose `name` is one of {', '.join(LR_SCHEDULES)}.")
+    options = {**LR_SCHEDULES[spec["name"]], "warmup_epochs": 0}
+    for key, value in spec.items():
+        if key != "name" and key not in options:
+            raise ValueError(f"lr_scheduler option [{key}] is unknown: `{spec['name']}` takes {', '.join(options)}.")
+        if key != "name" and (not isinstance(value, (int, float)) or value < 0 or (key == "step_size" and value < 1)):
+            raise ValueError(f"lr_scheduler option {key} [{value}] must be a number >= {int(key == 'step_size')}.")
+    options.update({key: value for key, value in spec.items() if key != "name"})
+    warmup = options.pop("warmup_epochs")
+    factor = _multiplier(spec["name"], epochs, **options)
+    return lambda epoch: factor(epoch) * min(1.0, (epoch + 1) / (warmup + 1))
+
+
+def check_training_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a training key that RecBole would ignore or only stumble over later."""
+    if str(config.get("learner")).lower() not in LEARNERS:
+        raise ValueError(f"learner [{config.get('learner')}] is unknown: choose one of {', '.join(LEARNERS)}.")
+    if config.get("amp_dtype") not in (None, *AMP_DTYPES):
+        raise ValueError(f"amp_dtype [{config['amp_dtype']}] must be null or one of {', '.join(AMP_DTYPES)}.")
+    limit = config.get("limit_train_batches")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ValueError(f"limit_train_batches [{limit}] must be null (all) or a number of batches >= 1.")
+    clip = config.get("clip_grad_norm")
+    if clip is not None and (not isinstance(clip, Mapping) or "max_norm" not in clip):
+        raise ValueError(f"clip_grad_norm [{clip}] must be null or a mapping such as {{max_norm: 1.0}}.")
+    build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
+
+
+class DiffusionTrainer(Trainer):
+    """RecBole's Trainer for any model that returns one loss, with what diffusion models need beside.
+
+    Config keys beyond RecBole's: ``lr_scheduler``, ``amp_dtype`` (with RecBole's ``enable_amp`` and
+    ``enable_scaler``), ``limit_train_batches``. After every epoch ``<name>-last.pth`` is written beside the best
+    checkpoint; ``resume_checkpoint`` on it continues the run to the same result to the last bit.
+
+    Raises
+    ------
+    ValueError
+        A training key is out of range, or a loss is not finite (naming epoch and step).
+    """
+
+    def __init__(self, config, model):
+        check_training_config(config.final_config_dict)
+        super().__init__(config, model)
+        self.lr_scheduler = schedulers.LambdaLR(self.optimizer, build_lr_lambda(config["lr_scheduler"], self.epochs))
+        self.amp_dtype = AMP_DTYPES[config["amp_dtype"] or "bf16"]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        self.limit_train_batches = config["limit_train_batches"]
+        self._train_data = None
+        self._save_last = True
+        self._resume_state = None
+
+    @property
+    def last_model_file(self) -> str:
+        """Where the state of the last epoch lies: beside the best checkpoint."""
+        path = Path(self.saved_model_file)
+        return str(path if path.stem.endswith("-last") else path.with_name(f"{path.stem}-last.pth"))
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """Train for one epoch and return the sum of the batch losses, as RecBole's does."""
+        self._train_data = train_data
+        if epoch_idx > self.start_epoch and self._save_last:
+            self._save_last_checkpoint(epoch_idx - 1)
+        self.model.train()
+        loss_func = loss_func or self.model.calculate_loss
+        steps = min(len(train_data), self.limit_train_batches or len(train_data))
+        progress = tqdm(
+            train_data,
+            total=steps,
+            ncols=100,
+            desc=set_color(f"Train {epoch_idx:>5}", "pink"),
+            disable=not show_progress,
+        )
+        distributed = not self.config["single_spec"]
+        if distributed and train_data.shuffle:
+            train_data.sampler.set_epoch(epoch_idx)
+
+        total, pending = None, []
+        for step, interaction in enumerate(progress):
+            if step == steps:
+                break
+            interaction = interaction.to(self.device)
+            self.optimizer.zero_grad()
+            sync_loss = 0
+            if distributed:
+                self.set_reduce_hook()
+                sync_loss = self.sync_grad_loss()
+            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
+                losses = loss_func(interaction)
+            losses = losses if isinstance(losses, tuple) else (losses,)
+            pending.append(torch.stack([loss.detach().float() for loss in losses]))
+            if len(pending) == CHECK_EVERY.get(self.device.type, 1) or step + 1 == steps:
+                total = self._add_finite(total, pending, epoch_idx, step)
+                pending = []
+            self.scaler.scale(sum(losses) + sync_loss).backward()
+            if self.clip_grad_norm:
+                self.scaler.unscale_(self.optimizer)
+                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.gpu_available and show_progress:
+                progress.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
+        self.lr_scheduler.step()
+        return total[0] if len(total) == 1 else tuple(total)
+
+    def _add_finite(self, total, pending, epoch_idx, step):
+        """Add losses that wait on the device to the total, or raise for the first that is not finite."""
+        values = torch.stack(pending).double().cpu()
+        bad = (~values.isfinite().all(dim=1)).nonzero()
+        if len(bad):
+            at = step + 1 - len(pending) + int(bad[0])
+            raise ValueError(
+                f"Training loss is {values[at - step - 1].tolist()} at epoch {epoch_idx}, step {at}. "
+                "The last good checkpoint is kept. A lower learning_rate or clip_grad_norm may help."
+            )
+        sums = values.sum(dim=0).tolist()
+        return sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """Train as RecBole's ``fit`` does, keeping the state of the last epoch beside the best checkpoint."""
+        self._save_last = saved
+        if self._resume_state is not None:
+            self._restore_random_state(train_data)
+        # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
+        ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
+        if not ended:
+            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+            if saved and self.train_loss_dict:
+                self._save_last_checkpoint(max(self.train_loss_dict))
+        return self.best_valid_score, self.best_valid_result
+
+    def _save_last_checkpoint(self, epoch: int) -> None:
+        """Write everything that the next epoch depends on."""
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        state = {
+            "config": self.config,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "best_valid_result": dict(self.best_valid_result or {}),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": {
+                key: value for key, value in self.lr_scheduler.state_dict().items() if key != "lr_lambdas"
+            },
+            "scaler": self.scaler.state_dict(),
+            "train_loss_dict": self.train_loss_dict,
+            "best_model_file": self.saved_model_file,
+            "random_state": _random_state(self._train_data),
+        }
+        save_checkpoint(state, self.last_model_file)
+
+    def resume_checkpoint(self, resume_file) -> None:
+        """Continue from a checkpoint; from a ``-last.pth`` file the run goes on as if it had never stopped.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As ``compat.load_checkpoint``: missing, truncated, foreign, or of another model.
+        """
+        checkpoint = load_checkpoint(resume_file, model=self.config["model"])
+        self.saved_model_file = checkpoint.get("best_model_file", str(resume_file))
+        self.start_epoch = checkpoint["epoch"] + 1
+        self.cur_step = checkpoint["cur_step"]
+        self.best_valid_score = checkpoint["best_valid_score"]
+        self._load_model(checkpoint, resume_file)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if "random_state" in checkpoint:
+            self.best_valid_result = checkpoint["best_valid_result"] or None
+            self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            self.train_loss_dict = checkpoint["train_loss_dict"]
+            self._resume_state = checkpoint["random_state"]
+        self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+
+    def _restore_random_state(self, train_data) -> None:
+        """Set all random generators, the data loader's among them, to where the last epoch left them."""
+        state, self._resume_state = self._resume_state, None
+        random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
+        np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        train_data.generator.set_state(state["loader"])
+
+    def _load_model(self, checkpoint, path) -> None:
+        try:
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
+        self.model.load_other_parameter(checkpoint.get("other_parameter"))
+
+    @torch.no_grad()
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""
+        if eval_data and load_best_model:
+            path = model_file or self.saved_model_file
+            self._load_model(load_checkpoint(path, model=self.config["model"]), path)
+            self.logger.info(f"Loading model structure and parameters from {path}")
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+
+def _random_state(train_data) -> dict[str, Any]:
+    """State of every random generator that training draws from, as tensors and plain values."""
+    version, keys, gauss = random.getstate()
+    _, state, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "loader": train_data.generator.get_state(),
+    }

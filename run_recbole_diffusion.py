@@ -1,0 +1,62 @@
+"""Train and evaluate one model, of this package or of RecBole, on one dataset."""
+
+import argparse
+import re
+
+
+def parse_args() -> argparse.Namespace:
+    """Read RecBole's flags; every other ``--key=value`` is left on the command line, where RecBole's Config reads it."""
+    from recbole_diffusion import MODELS
+
+    models = "\n".join(f"  {name:<12} {model.__doc__.splitlines()[0]}" for name, model in MODELS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=f"models:\n{models}\n  or any model of RecBole, such as SASRec, GRU4Rec or Pop\n\n"
+        "Any parameter of a model, of training or of evaluation can be given as --key=value, for example\n"
+        "--learning_rate=0.0005 --inference_seeds=[1,2,3]; props/<Model>.yaml lists them. For a smoke run:\n"
+        "--epochs=1 --limit_train_batches=10.",
+    )
+    parser.add_argument("--model", "-m", default="DiffuRecSys", help="name of the model (default: %(default)s)")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset (default: %(default)s)")
+    parser.add_argument("--config_files", default="", help="YAML files with parameters, separated by spaces")
+    parser.add_argument("--nproc", type=int, default=1, help="number of processes on this machine, one a GPU")
+    parser.add_argument("--ip", default="localhost", help="address of the master node")
+    parser.add_argument("--port", default="5678", help="port of the master node")
+    parser.add_argument("--world_size", type=int, default=-1, help="total number of processes")
+    parser.add_argument("--group_offset", type=int, default=0, help="global rank of this machine's first process")
+    args, rest = parser.parse_known_args()
+    for arg in rest:
+        if not re.match(r"--\w+=", arg):
+            parser.error(f"cannot read [{arg}]: write parameters as --key=value")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    from recbole_diffusion.quick_start import run
+
+    try:
+        result = run(
+            args.model,
+            args.dataset,
+            config_file_list=args.config_files.split(),
+            nproc=args.nproc,
+            world_size=args.world_size,
+            ip=args.ip,
+            port=args.port,
+            group_offset=args.group_offset,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    metrics = result["test_result"]
+    width = max(map(len, metrics))
+    print(f"\nTest metrics of {result['model']} on {result['dataset']} ({result['epochs']} epochs)")
+    for name, value in metrics.items():
+        print(f"  {name:<{width}}  {value:.4f}")
+    print(f"Checkpoint: {result['model_file']}")
+
+
+if __name__ == "__main__":
+    main()
