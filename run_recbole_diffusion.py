@@ -5,7 +5,7 @@ import re
 
 
 def parse_args() -> argparse.Namespace:
-    """Read RecBole's flags; every other ``--key=value`` is left on the command line, where RecBole's Config reads it."""
+    """Read RecBole's flags; every other ``--key=value`` stays on the command line, where RecBole's Config reads it."""
     from recbole_diffusion import MODELS
 
     models = "\n".join(f"  {name:<12} {model.__doc__.splitlines()[0]}" for name, model in MODELS.items())

@@ -6,8 +6,10 @@ the installed version needs it. ``torch.load`` is never touched: files are read 
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -92,6 +94,18 @@ def report_to_tune(metrics: Mapping[str, float]) -> None:
 
         if session.get_trial_id() is not None:
             session.report(dict(metrics))
+
+
+def bridge_anomaly_detection() -> None:
+    """Turn off the anomaly detection that importing RecBole's sequential models turns on for the whole process.
+
+    ``recbole.model.sequential_recommender.sine`` calls ``torch.autograd.set_detect_anomaly(True)`` on import, and the
+    package imports it with every sequential model: each backward pass then looks for NaN in every gradient.
+    """
+    sine = "recbole.model.sequential_recommender.sine"
+    wanted_by_user = torch.is_anomaly_enabled() and sine not in sys.modules
+    importlib.import_module(sine)
+    torch.autograd.set_detect_anomaly(wanted_by_user)
 
 
 def bridge_download() -> None:
@@ -245,5 +259,6 @@ def apply() -> None:
     bridge_numpy()
     bridge_pandas()
     bridge_ray()
+    bridge_anomaly_detection()
     bridge_download()
     bridge_checkpoints()

@@ -41,8 +41,9 @@ def register() -> None:
     for name, model in MODELS.items():
         # `get_model` asks importlib for recbole.model.sequential_recommender.<lowercase name>.
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
-        # `get_trainer` looks for recbole.trainer.<Model>Trainer, `create_dataset` for recbole.data.dataset.<Model>Dataset.
+        # `get_trainer` looks for recbole.trainer.<Model>Trainer.
         setattr(recbole.trainer, f"{name}Trainer", DiffusionTrainer)
+        # `create_dataset` looks for recbole.data.dataset.<Model>Dataset.
         if model.dataset_class is not None:
             setattr(recbole.data.dataset, f"{name}Dataset", model.dataset_class)
     if not hasattr(Config._load_internal_config_dict, "__wrapped__"):

@@ -1,4 +1,4 @@
-"""RecBole's Trainer plus the optimizers and learning-rate schedules of the papers, mixed precision, and exact resume."""
+"""RecBole's Trainer plus the optimizers and learning-rate schedules of the papers, mixed precision, exact resume."""
 
 from __future__ import annotations
 

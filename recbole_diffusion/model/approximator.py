@@ -1,4 +1,4 @@
-"""The framework that DiffuRec and DiffuRecSys share: a history that carries the noised target, read by a transformer."""
+"""What DiffuRec and DiffuRecSys share: a history that carries the noised target, read by a transformer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         return torch.randn_like(x_start)
 
     def diffuse(self, target: Tensor, t: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0) of the targets [B] (Eq. 18, 20); x_0 is E[target], or one noising step from it (Eq. 19)."""
+        """x_t ~ q(x_t | x_0) for targets [B] (Eq. 18, 20); x_0 is E[target], or one noising step from it (Eq. 19)."""
         x_start = self.item_embedding(target)
         if self.noise_x_start:
             x_start = self.diffusion.q_sample(x_start, 0, self.forward_noise(x_start))
@@ -67,8 +67,8 @@ class ApproximatorRecommender(DiffusionRecommender):
 
     def calculate_loss(self, interaction) -> Tensor:
         """Cross-entropy of x0_hat . E^T against the target (Algorithm 1, Eq. 24, 25)."""
-        item_seq, target = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
-        layout = self.layout(interaction[self.ITEM_SEQ_LEN], item_seq.shape[1])
+        (item_seq, item_seq_len), target = self.history(interaction), interaction[self.POS_ITEM_ID]
+        layout = self.layout(item_seq_len, item_seq.shape[1])
         h = self.embed_history(item_seq, layout)
         t, weight = self.step_sampler.sample(len(target), h.device)
         lam = self.delta + self.delta * torch.randn_like(h)
@@ -78,10 +78,9 @@ class ApproximatorRecommender(DiffusionRecommender):
 
     def denoiser(self, interaction, noise: SeedNoise):
         """One step of the reverse phase (Algorithm 2): lambda is drawn anew, then x0_hat = f(x_t, t)."""
-        # Longer padding than the model was made for holds no items.
-        item_seq = interaction[self.ITEM_SEQ][:, : self.max_seq_length]
+        item_seq, item_seq_len = self.history(interaction)
         n_seeds, (batch, length) = len(noise.generators), item_seq.shape
-        layout = self.layout(interaction[self.ITEM_SEQ_LEN].repeat(n_seeds), length)
+        layout = self.layout(item_seq_len.repeat(n_seeds), length)
         h = self.embed_history(item_seq.repeat(n_seeds, 1), layout)
         seed = layout.rows // batch
 

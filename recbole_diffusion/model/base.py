@@ -1,4 +1,4 @@
-"""What every model here does the same way: item embedding, loss over the items, scoring, seeds, checks of the config."""
+"""What every model here does the same way: item embedding, loss over the items, scoring, seeds, config checks."""
 
 from __future__ import annotations
 
@@ -94,6 +94,10 @@ class DiffusionRecommender(SequentialRecommender):
             nn.init.zeros_(module.bias)
 
     # ------------------------------------------------------------------ training
+
+    def history(self, interaction) -> tuple[Tensor, Tensor]:
+        """``item_seq`` [B, L] and ``item_seq_len`` [B]; padding beyond the model's longest history is cut off."""
+        return interaction[self.ITEM_SEQ][:, : self.max_seq_length], interaction[self.ITEM_SEQ_LEN]
 
     def layout(self, item_seq_len: Tensor, length: int) -> TokenLayout:
         """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""

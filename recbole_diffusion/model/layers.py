@@ -195,6 +195,22 @@ def transformer_block(config, norm_first: bool, causal: bool) -> TransformerBloc
     )
 
 
+class CausalEncoder(nn.Module):
+    """Item and learned position embeddings through post-norm causal blocks, as in SASRec (Kang and McAuley 2018)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], config["hidden_size"])
+        self.norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.dropout = nn.Dropout(config["emb_dropout_prob"])
+        self.encoder = TransformerEncoder(config, norm_first=False, causal=True)
+
+    def forward(self, items: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
+        """Item embeddings [N, D] in a layout to hidden states [N, D], or with ``last_only`` to [B, D]."""
+        x = self.dropout(self.norm(items + self.position_embedding(layout.positions)))
+        return self.encoder(x, layout, last_only)
+
+
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sines and cosines of t [...] at geometric frequencies, [..., dim] (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2

@@ -1,0 +1,130 @@
+"""What holds for every model: reproducible scores, gradients everywhere, safe checkpoints, a padding item left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recbole_diffusion import MODELS
+from recbole_diffusion.trainer import DiffusionTrainer
+
+from .conftest import batch_of, loss_with_seed, toy
+
+ALL = sorted(MODELS)
+FEW_STEPS = {"num_steps": 8}
+
+
+@pytest.fixture(scope="module", params=ALL)
+def name(request):
+    return request.param
+
+
+def scores(model, interaction, size=None):
+    model.eval()
+    size = size or len(interaction)
+    with torch.no_grad():
+        return torch.cat([model.full_sort_predict(interaction[i : i + size]) for i in range(0, len(interaction), size)])
+
+
+@pytest.mark.parametrize("inference", ["reverse", "one_step"])
+@pytest.mark.parametrize("seeds", [[7], [7, 8, 9]])
+def test_scores_are_the_same_for_any_batch_size_twice_and_leave_the_random_state(name, inference, seeds):
+    it = toy(name, inference=inference, inference_seeds=seeds, **FEW_STEPS)
+    interaction = batch_of(it.test, 40)
+    before = torch.get_rng_state()
+    whole = scores(it.model, interaction)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(whole, scores(it.model, interaction))
+    for size in (1, 7):
+        torch.testing.assert_close(scores(it.model, interaction, size), whole, rtol=1e-4, atol=1e-5)
+    flipped = scores(it.model, interaction[torch.arange(39, -1, -1)])
+    torch.testing.assert_close(flipped.flip(0), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_padding_length(name):
+    it = toy(name, **FEW_STEPS)
+    interaction = batch_of(it.test, 30)
+    whole = scores(it.model, interaction)
+    seq = interaction[it.model.ITEM_SEQ]
+    for padded in (seq[:, : int(interaction[it.model.ITEM_SEQ_LEN].max())], torch.nn.functional.pad(seq, (0, 9))):
+        interaction.interaction[it.model.ITEM_SEQ] = padded
+        torch.testing.assert_close(scores(it.model, interaction), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_other_seeds_give_other_scores(name):
+    interaction = None
+    found = []
+    for seeds in ([1], [2]):
+        it = toy(name, inference_seeds=seeds, **FEW_STEPS)
+        with torch.no_grad():  # a model that has learnt nothing yet hardly looks at the noise
+            for parameter in it.model.parameters():
+                parameter.mul_(3)
+        interaction = interaction if interaction is not None else batch_of(it.test, 20)
+        found.append(scores(it.model, interaction))
+    finite = found[0].isfinite()
+    assert not torch.equal(found[0][finite], found[1][finite])
+
+
+def test_the_padding_item_is_no_candidate(name):
+    it = toy(name, **FEW_STEPS)
+    found = scores(it.model, batch_of(it.test, 10))
+    assert (found[:, 0] == -torch.inf).all() and found[:, 1:].isfinite().all()
+
+
+def test_predict_is_the_score_of_the_item(name):
+    it = toy(name, **FEW_STEPS)
+    interaction = batch_of(it.test, 10)
+    it.model.eval()
+    with torch.no_grad():
+        expected = scores(it.model, interaction)[torch.arange(10), interaction[it.model.ITEM_ID]]
+        torch.testing.assert_close(it.model.predict(interaction), expected)
+
+
+def test_gradient_reaches_every_parameter(name):
+    it = toy(name, **FEW_STEPS)
+    it.model.train()
+    # Two batches: a random switch, such as dropping the condition, may miss a parameter in one.
+    for interaction, _ in zip(it.train, range(2), strict=False):
+        it.model.calculate_loss(interaction).backward()
+    missing = [key for key, p in it.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+def test_the_loss_is_reproducible_and_finite(name):
+    it = toy(name, **FEW_STEPS)
+    interaction = batch_of(it.train)
+    it.model.train()
+    first = loss_with_seed(it.model, interaction)
+    it = toy(name, **FEW_STEPS)
+    it.model.train()
+    assert first.isfinite() and torch.equal(first, loss_with_seed(it.model, interaction))
+
+
+def test_ragged_and_padded_layouts_give_the_same_scores(name):
+    it = toy(name, **FEW_STEPS)
+    interaction = batch_of(it.test, 60)
+    fast = scores(it.model, interaction)
+    it.model.ragged = False
+    torch.testing.assert_close(scores(it.model, interaction), fast, rtol=1e-4, atol=1e-5)
+
+
+def test_save_and_load_give_the_same_scores(name, tmp_path):
+    it = toy(name, **FEW_STEPS)
+    trainer = DiffusionTrainer(it.config, it.model)
+    trainer._save_checkpoint(0, verbose=False)
+    expected = scores(it.model, batch_of(it.test, 20))
+    state = torch.load(trainer.saved_model_file, weights_only=True)
+    fresh = toy(name, seed=5, **FEW_STEPS)
+    assert not torch.allclose(scores(fresh.model, batch_of(it.test, 20))[:, 1:], expected[:, 1:])
+    fresh.model.load_state_dict(state["state_dict"])
+    torch.testing.assert_close(scores(fresh.model, batch_of(it.test, 20)), expected)
+
+
+def test_no_step_of_inference_is_random_in_training_mode_only(name):
+    """Dropout is the only difference between training and evaluation mode in the encoder."""
+    it = toy(name, emb_dropout_prob=0.0, hidden_dropout_prob=0.0, attn_dropout_prob=0.0, **FEW_STEPS)
+    interaction = batch_of(it.test, 10)
+    expected = scores(it.model, interaction)
+    it.model.train()
+    with torch.no_grad():
+        torch.testing.assert_close(it.model.full_sort_predict(interaction), expected)
