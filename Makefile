@@ -23,4 +23,4 @@ format:
 	$(PYTHON) -m ruff format .
 
 wheel:
-	$(PYTHON) -m build --wheel
+	$(PYTHON) -m pip wheel --no-deps -w dist .

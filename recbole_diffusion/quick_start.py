@@ -79,8 +79,9 @@ def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict
     network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = build_trainer(config, network)
-    if config["resume"]:
-        trainer.resume_checkpoint(config["resume"])
+    resume_file = find_resume_file(config)
+    if resume_file:
+        trainer.resume_checkpoint(resume_file)
 
     show = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
@@ -146,6 +147,28 @@ def build_trainer(config: Config, model) -> Trainer:
     """The model's trainer; RecBole's own models on its plain Trainer get ours, which does the same and can resume."""
     trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
     return (DiffusionTrainer if trainer_class is Trainer else trainer_class)(config, model)
+
+
+# What may differ between a run and its continuation.
+_FREE_TO_CHANGE = {"resume", "epochs", "show_progress", "state", "verbose", "device", "gpu_id", "use_gpu", "worker"}
+
+
+def find_resume_file(config: Config) -> str | None:
+    """The checkpoint that the key ``resume`` names; with ``auto`` the newest last state of the same run, if any."""
+    if not config["resume"]:
+        return None
+    if config["resume"] != "auto":
+        return str(config["resume"])
+
+    def settings(of: Config) -> dict[str, Any]:
+        return {key: value for key, value in of.final_config_dict.items() if key not in _FREE_TO_CHANGE}
+
+    pattern = f"{config['model']}-*-last.pth"
+    files = sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files:
+        if settings(load_checkpoint(path)["config"]) == settings(config):
+            return str(path)
+    return None
 
 
 def load_data_and_model(model_file: str | Path):

@@ -73,6 +73,7 @@ class DiffusionRecommender(SequentialRecommender):
                 f"hidden_size [{config['hidden_size']}] must be a multiple of n_heads [{config['n_heads']}]."
             )
         check_choice(config, "hidden_act", ACTIVATIONS)
+        check_flags(config, "ragged")
         check_choice(config, "initializer", INITIALIZERS)
         check_choice(config, "inference", INFERENCE)
         check_choice(config, "sampler", ("ddpm", "ddim"))
@@ -174,6 +175,13 @@ def check_choice(config: Mapping[str, Any], key: str, allowed) -> None:
     """Raise ValueError unless the key's value is one of ``allowed``."""
     if config[key] not in allowed:
         raise ValueError(f"{key} [{config[key]}] is unknown: choose one of {', '.join(map(str, allowed))}.")
+
+
+def check_flags(config: Mapping[str, Any], *keys: str) -> None:
+    """Raise ValueError unless the value of each key is True or False."""
+    for key in keys:
+        if not isinstance(config[key], bool):
+            raise ValueError(f"{key} [{config[key]}] must be True or False.")
 
 
 def check_number(config: Mapping[str, Any], key: str, kind, low: float, below: float | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_diffusion.model.approximator import ApproximatorRecommender
-from recbole_diffusion.model.base import check_number
+from recbole_diffusion.model.base import check_flags, check_number
 from recbole_diffusion.model.layers import MultiHeadAttention, TokenLayout, TransformerEncoder, transformer_block
 
 
@@ -32,6 +32,7 @@ class DiffuRecSys(ApproximatorRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
+        check_flags(config, "cross_attention")
         check_number(config, "offset_noise", (int, float), 0)
 
     def build_approximator(self, config) -> nn.Module:

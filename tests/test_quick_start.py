@@ -1,0 +1,121 @@
+"""The script as a user runs it, and what bad input answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from recbole_diffusion.quick_start import build_config, prepare_data, run
+
+from .conftest import ROOT, toy_config
+
+SCRIPT = [sys.executable, "-W", "ignore", str(ROOT / "run_recbole_diffusion.py")]
+
+
+def script(*args, cwd):
+    return subprocess.run([*SCRIPT, *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_trains_on_ml_100k_and_prints_its_metrics(tmp_path):
+    quick = f"--config_files={ROOT / 'props' / 'quick_start.yaml'}"
+    done = script("-m", "DiffuRecSys", "-d", "ml-100k", quick, "--epochs=1", "--limit_train_batches=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert "Test metrics of DiffuRecSys on ml-100k (1 epochs)" in lines
+    assert [line.split()[0] for line in lines if "@" in line][-6:] == [
+        f"{metric}@{k}" for metric in ("hit", "ndcg") for k in (5, 10, 20)
+    ]
+    file = next(line.split(": ")[1] for line in lines if line.startswith("Checkpoint: "))
+    assert (tmp_path / file).is_file()
+
+
+def test_help_lists_the_models(tmp_path):
+    from recbole_diffusion import MODELS
+
+    done = script("--help", cwd=tmp_path)
+    assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in MODELS)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--model=DifuRec"], "Did you mean DiffuRec"),
+        (["--epochs", "3"], "write parameters as --key=value"),
+        (["--num_steps=0"], "num_steps"),
+        (["--config_files=nothing.yaml"], "nothing.yaml"),
+        (["--dataset=not-a-dataset"], "not-a-dataset.inter"),
+        (["--resume=nothing.pth", "--limit_train_batches=1"], "nothing.pth"),
+    ],
+)
+def test_the_script_names_what_is_wrong_without_a_traceback(tmp_path, args, message):
+    done = script(*args, cwd=tmp_path)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+BAD = [
+    ("noise_schedule", "linaer", "trunc_linear"),
+    ("sampler", "euler", "ddpm"),
+    ("inference", "two_step", "one_step"),
+    ("step_sampler", "random", "loss_aware"),
+    ("learner", "adamm", "adamw"),
+    ("num_steps", 0, "num_steps"),
+    ("num_steps", 2.5, "num_steps"),
+    ("sampling_steps", 33, "32"),
+    ("sampling_steps", 0, "sampling_steps"),
+    ("hidden_size", 30, "n_heads"),
+    ("hidden_dropout_prob", -0.1, "hidden_dropout_prob"),
+    ("attn_dropout_prob", 1.0, "attn_dropout_prob"),
+    ("emb_dropout_prob", "much", "emb_dropout_prob"),
+    ("inference_seeds", [], "inference_seeds"),
+    ("inference_seeds", 0, "inference_seeds"),
+    ("inference_seeds", "three", "inference_seeds"),
+    ("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1}, "train_neg_sample_args"),
+    ("hidden_act", "sine", "gelu"),
+    ("initializer", "zeros", "xavier"),
+    ("ddim_eta", 2, "ddim_eta"),
+    ("ragged", "maybe", "ragged"),
+    ("lambda_uncertainty", -1, "lambda_uncertainty"),
+]
+
+
+@pytest.mark.parametrize("key, value, allowed", BAD, ids=[f"{key}={value}" for key, value, _ in BAD])
+@pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys"])
+def test_a_bad_parameter_is_named_before_any_data_is_loaded(model, key, value, allowed):
+    with pytest.raises(ValueError, match=key) as error:
+        build_config(model, "no-such-dataset", None, {"n_heads": 4, key: value})
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize("key, value", [("beta_start", 0.0), ("beta_end", 1.0), ("beta_start", 0.5)])
+def test_betas_outside_the_unit_interval_are_named(key, value):
+    with pytest.raises(ValueError, match="beta_"):
+        toy_config("DiffuRec", noise_schedule="linear", **{key: value})
+
+
+def test_a_missing_dataset_says_where_to_put_it(tmp_path):
+    config = build_config("DiffuRec", "my-shop", None, {"data_path": str(tmp_path), "state": "ERROR"})
+    with pytest.raises(FileNotFoundError, match=r"my-shop.inter.*user_id:token, item_id:token, timestamp:float"):
+        prepare_data(config)
+    # A folder left behind by a download that broke off is no dataset either.
+    (tmp_path / "my-shop").mkdir()
+    with pytest.raises(FileNotFoundError, match="my-shop.inter"):
+        prepare_data(config)
+
+
+def test_a_known_dataset_without_network_says_so_too(tmp_path, monkeypatch):
+    import urllib.request
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    config = build_config("DiffuRec", "ml-1m", None, {"data_path": str(tmp_path), "state": "ERROR"})
+    with pytest.raises(FileNotFoundError, match="no network.*ml-1m.inter"):
+        prepare_data(config)
+
+
+def test_more_processes_than_gpus_are_refused():
+    with pytest.raises(ValueError, match="nproc"):
+        run("DiffuRec", "markov-toy", nproc=99)

@@ -1,0 +1,208 @@
+"""RecBole's own functions know every model by name, with the right parameters; adding a model is cheap."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import recbole.trainer
+import yaml
+from recbole.config import Config
+from recbole.utils import get_model, get_trainer
+
+import recbole_diffusion
+from recbole_diffusion import MODELS, registry
+from recbole_diffusion.trainer import DiffusionTrainer
+
+from .conftest import ROOT, toy_config
+
+PACKAGE = ROOT / "recbole_diffusion"
+QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
+SHARED = {"__init__", "base", "layers", "approximator"}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_recbole_finds_model_and_trainer(name):
+    assert get_model(name) is MODELS[name]
+    assert get_trainer(MODELS[name].type, name) is DiffusionTrainer
+    assert isinstance(Config(name, "ml-100k")["num_steps"], int)
+
+
+def test_recbole_quick_start_and_case_study_know_the_models():
+    from recbole.quick_start import load_data_and_model, run_recbole
+    from recbole.utils.case_study import full_sort_topk
+
+    result = run_recbole(
+        model="DiffuRec",
+        dataset="markov-toy",
+        config_dict={**QUIET, "epochs": 1, "limit_train_batches": 2, "num_steps": 4},
+    )
+    assert set(result["test_result"]) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (5, 10, 20)}
+    [file] = [path for path in Path("saved").glob("DiffuRec-*.pth") if "-last" not in path.name]
+    config, model, dataset, _, _, test = load_data_and_model(str(file))
+    values, items = full_sort_topk([1, 2, 3], model, test, k=5)
+    assert items.shape == (3, 5) and (items > 0).all() and values.isfinite().all()
+
+
+def test_recbole_hyper_tuning_runs_our_models():
+    from recbole.quick_start import objective_function
+    from recbole.trainer import HyperTuning
+
+    fixed = {
+        **QUIET, "model": "DiffuRec", "dataset": "markov-toy", "epochs": 1, "limit_train_batches": 1, "num_steps": 4
+    }  # fmt: skip
+    tuning = HyperTuning(
+        lambda config, files: objective_function({**fixed, **config}, files),
+        params_dict={"choice": {"learning_rate": [0.001, 0.002]}},
+    )
+    tuning.run()
+    assert len(tuning.score_list) == 2
+
+
+def test_other_recbole_runs_are_left_alone():
+    config = Config("BPR", "ml-100k")
+    assert config["metrics"] == ["Recall", "MRR", "NDCG", "Hit", "Precision"] and config["topk"] == [10]
+    assert not any(key in config for key in ("num_steps", "ragged"))
+
+
+def test_the_user_stands_above_dataset_above_model_above_protocol(tmp_path, monkeypatch):
+    props = tmp_path / "props"
+    (props / "dataset").mkdir(parents=True)
+    base = yaml.safe_load((ROOT / "props" / "DiffuRec.yaml").read_text())
+    (props / "protocol.yaml").write_text("{topk: [1], epochs: 1, stopping_step: 1, eval_step: 1, train_batch_size: 1}")
+    (props / "DiffuRec.yaml").write_text(
+        yaml.safe_dump({**base, "epochs": 2, "stopping_step": 2, "eval_step": 2, "train_batch_size": 2})
+    )
+    (props / "dataset" / "ml-100k.yaml").write_text("{stopping_step: 3, eval_step: 3, train_batch_size: 3}")
+    (tmp_path / "user.yaml").write_text("{eval_step: 4, train_batch_size: 4}")
+    monkeypatch.setattr(registry, "PROPS", props)
+    config = Config("DiffuRec", "ml-100k", [str(tmp_path / "user.yaml")], {"train_batch_size": 5})
+    found = [config[key] for key in ("topk", "epochs", "stopping_step", "eval_step", "train_batch_size")]
+    assert found == [[1], 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("dataset", ["ml-1m", "amazon-beauty", "amazon-toys-games", "any-other"])
+@pytest.mark.parametrize("model", ["DiffuRec", "SASRec", "Pop"])
+def test_every_model_sees_the_papers_protocol(model, dataset):
+    from recbole_diffusion.quick_start import build_config
+
+    config = build_config(model, dataset)
+    assert config["load_col"] == {"inter": ["user_id", "item_id", "timestamp"]}
+    assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["eval_args"]["order"] == "TO"
+    assert config["eval_args"]["mode"] == {"valid": "full", "test": "full"}
+    assert config["topk"] == [5, 10, 20] and config["valid_metric"] == "NDCG@10" and config["repeatable"]
+    core = "[5,inf)" if dataset.startswith("amazon") else "[0,inf)"
+    assert config["user_inter_num_interval"] == config["item_inter_num_interval"] == core
+    assert config["MAX_ITEM_LIST_LENGTH"] == 50
+
+
+def test_load_col_follows_the_users_field_names():
+    config = toy_config("DiffuRec", TIME_FIELD="when", USER_ID_FIELD="who")
+    assert config["load_col"] == {"inter": ["who", "item_id", "when"]}
+    assert toy_config("DiffuRec", load_col={"inter": ["user_id"]})["load_col"] == {"inter": ["user_id"]}
+
+
+def test_a_misspelt_key_is_warned_of():
+    with pytest.warns(UserWarning, match=r"\[num_step\].*\[num_steps\]"):
+        toy_config("DiffuRec", num_step=3)
+
+
+@pytest.mark.parametrize("name, near", [("diffurec", "DiffuRec"), ("DifuRecSys", "DiffuRecSys"), ("sasrec", "SASRec")])
+def test_an_unknown_model_gets_near_names(name, near):
+    with pytest.raises(ValueError, match=rf"model \[{name}\] is unknown\. Did you mean .*\b{near}\b"):
+        registry.check_model_name(name)
+
+
+def test_adding_a_model_is_one_file_one_yaml_one_line(tmp_path, monkeypatch):
+    """A new model file and its YAML, and an entry in MODELS: RecBole's functions train it."""
+    (tmp_path / "newmodel.py").write_text(
+        textwrap.dedent('''
+        """A model like DiffuRec under another name."""
+        from recbole_diffusion.model.approximator import ApproximatorRecommender
+        from recbole_diffusion.model.layers import TransformerEncoder
+
+
+        class NewModel(ApproximatorRecommender):
+            def build_approximator(self, config):
+                return TransformerEncoder(config, norm_first=True, causal=False)
+
+            def restore(self, h, injected, layout):
+                return self.approximator(h + injected, layout, last_only=True)
+        ''')
+    )
+    props = tmp_path / "props"
+    props.mkdir()
+    for name in ("protocol", "DiffuRec"):
+        text = (ROOT / "props" / f"{name}.yaml").read_text()
+        (props / f"{name.replace('DiffuRec', 'NewModel')}.yaml").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "PROPS", props)
+    monkeypatch.setitem(MODELS, "NewModel", importlib.import_module("newmodel").NewModel)
+    monkeypatch.setitem(sys.modules, "recbole.model.sequential_recommender.newmodel", None)
+    monkeypatch.setattr(recbole.trainer, "NewModelTrainer", None, raising=False)
+    registry.register()
+    from recbole.quick_start import run_recbole
+
+    result = run_recbole("NewModel", "markov-toy", config_dict={**QUIET, "epochs": 1, "limit_train_batches": 1})
+    assert result["test_result"]
+
+
+def test_registering_twice_wraps_once():
+    before = Config._load_internal_config_dict
+    registry.register()
+    assert Config._load_internal_config_dict is before
+
+
+# ---------------------------------------------------------------- the rules of the house
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots = list(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else []
+            yield ".".join([*dots, node.module or ""])
+
+
+def test_imports_run_one_way():
+    for path in (PACKAGE / "diffusion_utils").glob("*.py"):
+        ours = {name for name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names}
+        assert all(name.split(".")[0] == "torch" or name.startswith("recbole_diffusion.diffusion") for name in ours)
+    assert not [name for name in imports_of(PACKAGE / "compat.py") if name.startswith("recbole_diffusion")]
+    for path in (PACKAGE / "model").glob("*.py"):
+        allowed = {"recbole_diffusion.diffusion_utils", "recbole_diffusion.dataset"} | {
+            f"recbole_diffusion.model.{name}" for name in SHARED
+        }
+        ours = {name for name in imports_of(path) if name.startswith("recbole_diffusion")}
+        assert ours <= allowed, path
+    for path in PACKAGE.glob("*.py"):
+        if path.stem in ("registry", "trainer", "dataset", "compat"):
+            assert "recbole_diffusion.quick_start" not in set(imports_of(path)), path
+
+
+def test_every_model_file_is_registered_and_has_its_props():
+    files = {path.stem for path in (PACKAGE / "model").glob("*.py")} - SHARED
+    assert files == {name.lower() for name in MODELS}
+    for name in MODELS:
+        assert (registry.PROPS / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "props").glob("*Rec*.yaml")), ids=lambda path: path.stem)
+def test_every_key_of_a_props_file_is_commented_and_read(path):
+    source = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py"))
+    recbole_keys = {key for keys in Config("SASRec", "ml-100k", config_dict={"train_neg_sample_args": None}).parameters.values() for key in keys}  # fmt: skip  # noqa: E501
+    recbole_keys |= {"MAX_ITEM_LIST_LENGTH", "enable_amp", "enable_scaler"}
+    for line in path.read_text().splitlines():
+        if match := re.match(r"(\w+):", line):
+            assert "#" in line, f"{path.name}: {match[1]} has no comment"
+            assert match[1] in recbole_keys or f'"{match[1]}"' in source, f"{path.name}: nothing reads {match[1]}"
+
+
+def test_version_is_one():
+    assert recbole_diffusion.__version__ == "0.1.0"

@@ -1,0 +1,227 @@
+"""Optimizers, learning-rate schedules, mixed precision, clipping, stopping on NaN, and exact resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.utils import init_seed
+
+from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.quick_start import build_trainer, objective_function, run, train_and_test
+from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config
+
+from .conftest import ROOT, TINY, batch_of, toy, toy_config
+
+QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset"), "num_steps": 4, **TINY}
+
+
+def test_learning_rate_schedules():
+    step = build_lr_lambda({"name": "step", "start_epoch": 3, "step_size": 2, "gamma": 0.1}, 10)
+    assert [round(step(e), 6) for e in range(8)] == [1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001]
+    cosine = build_lr_lambda({"name": "cosine", "min_factor": 0.2}, 10)
+    assert cosine(0) == 1 and math.isclose(cosine(5), 0.6) and math.isclose(cosine(10), 0.2)
+    warm = build_lr_lambda({"name": "constant", "warmup_epochs": 3}, 10)
+    assert [warm(e) for e in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert build_lr_lambda(None, 10)(7) == 1
+
+
+def test_the_schedule_drives_the_optimizer():
+    it = toy("DiffuRec", lr_scheduler={"name": "step", "start_epoch": 1, "step_size": 9, "gamma": 0.1})
+    trainer = DiffusionTrainer(it.config, it.model)
+    rates = []
+    for epoch in range(2):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.limit_train_batches = 1
+        trainer._train_epoch(it.train, epoch)
+    assert rates == pytest.approx([0.001, 0.0001])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("learner", "adamm"),
+        ("amp_dtype", "int8"),
+        ("limit_train_batches", 0),
+        ("limit_train_batches", True),
+        ("clip_grad_norm", 1.0),
+        ("lr_scheduler", {"name": "stairs"}),
+        ("lr_scheduler", "step"),
+        ("lr_scheduler", {"name": "step", "gama": 0.1}),
+        ("lr_scheduler", {"name": "step", "gamma": -1}),
+        ("lr_scheduler", {"name": "step", "step_size": 0}),
+    ],
+)
+def test_bad_training_keys_are_named_before_any_data_is_loaded(key, value):
+    with pytest.raises(ValueError, match=key):
+        toy_config("DiffuRec", **{key: value})
+
+
+def test_every_learner_is_built():
+    kinds = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
+    for learner, kind in kinds.items():
+        it = toy("DiffuRec", learner=learner, weight_decay=0.01)
+        optimizer = DiffusionTrainer(it.config, it.model).optimizer
+        assert type(optimizer).__name__ == kind and optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_the_number_of_batches_is_cut():
+    it = toy("DiffuRec", limit_train_batches=2)
+    seen = []
+    trainer = DiffusionTrainer(it.config, it.model)
+    trainer._train_epoch(it.train, 0, loss_func=lambda batch: seen.append(1) or it.model.calculate_loss(batch))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16"])
+def test_autocast_runs_in_the_wanted_type(dtype):
+    it = toy("DiffuRec", enable_amp=True, amp_dtype=dtype, limit_train_batches=1)
+    trainer = DiffusionTrainer(it.config, it.model)
+    types = []
+    it.model.approximator.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    it.model.approximator.blocks[0].dense_1.register_forward_hook(lambda m, args, out: types.append(out.dtype))
+    before = it.model.item_embedding.weight.clone()
+    trainer._train_epoch(it.train, 0)
+    assert torch.bfloat16 in types and not torch.equal(before, it.model.item_embedding.weight)
+
+
+def test_gradients_are_clipped():
+    it = toy("DiffuRec", clip_grad_norm={"max_norm": 1e-3}, limit_train_batches=1)
+    trainer = DiffusionTrainer(it.config, it.model)
+    trainer._train_epoch(it.train, 0)
+    norm = torch.stack([p.grad.norm() for p in it.model.parameters()]).norm()
+    assert norm <= 1.001e-3
+
+
+def test_a_nan_loss_stops_at_its_step_and_keeps_the_last_good_checkpoint():
+    it = toy("DiffuRec", epochs=3)
+    trainer = build_trainer(it.config, it.model)
+    steps_per_epoch = len(it.train)
+    calls = []
+    calculate_loss = it.model.calculate_loss
+
+    def poisoned(interaction):
+        calls.append(1)
+        loss = calculate_loss(interaction)
+        return loss * float("nan") if len(calls) == steps_per_epoch + 3 else loss
+
+    it.model.calculate_loss = poisoned
+    with pytest.raises(ValueError, match="nan.*at epoch 1, step 2"):
+        trainer.fit(it.train, it.valid, verbose=False)
+    state = load_checkpoint(trainer.saved_model_file)
+    assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_a_nan_loss_is_found_among_those_that_wait_on_the_device():
+    it = toy("DiffuRec")
+    trainer = DiffusionTrainer(it.config, it.model)
+    waiting = [torch.tensor([float("nan") if i == 2 else 1.0]) for i in range(5)]
+    with pytest.raises(ValueError, match="at epoch 4, step 17"):
+        trainer._add_finite([1.0], waiting, 4, step=19)
+
+
+def straight(folder, **overrides):
+    config = {**QUIET, "epochs": 4, "checkpoint_dir": str(folder), "step_sampler": "loss_aware", **overrides}
+    return run("DiffuRec", "markov-toy", config_dict=config)
+
+
+def test_a_resumed_run_equals_the_one_that_was_not_cut(tmp_path):
+    whole = straight(tmp_path / "a")
+    cut = straight(tmp_path / "b", epochs=2)
+    assert cut["test_result"] != whole["test_result"]
+    last = cut["model_file"].replace(".pth", "-last.pth")
+    random.seed(99)
+    for resume in (last, "auto"):
+        again = straight(tmp_path / "b", resume=resume)
+        assert again["test_result"] == whole["test_result"] and again["best_valid_result"] == whole["best_valid_result"]
+    # Resumed after its end, nothing is trained and the best checkpoint stays as it is.
+    before = Path(again["model_file"]).read_bytes()
+    assert straight(tmp_path / "b", resume="auto")["test_result"] == whole["test_result"]
+    assert Path(again["model_file"]).read_bytes() == before
+
+
+def test_recbole_models_resume_too(tmp_path):
+    def sasrec(folder, **overrides):
+        config = {**QUIET, "epochs": 3, "checkpoint_dir": str(tmp_path / folder), "hidden_size": 32, **overrides}
+        return run("SASRec", "markov-toy", config_dict=config)
+
+    whole = sasrec("a")
+    sasrec("b", epochs=1)
+    assert sasrec("b", resume="auto")["test_result"] == whole["test_result"]
+
+
+def test_auto_takes_no_other_run(tmp_path):
+    straight(tmp_path / "b", epochs=1)
+    from recbole_diffusion.quick_start import build_config, find_resume_file
+
+    base = {**QUIET, "checkpoint_dir": str(tmp_path / "b"), "step_sampler": "loss_aware", "resume": "auto"}
+    assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "epochs": 9}))
+    assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "learning_rate": 0.5})) is None
+    assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "resume": None})) is None
+
+
+def test_resuming_another_model_is_refused(tmp_path):
+    cut = straight(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"\[DiffuRec\], not \[DiffuRecSys\]"):
+        run("DiffuRecSys", "markov-toy", config_dict={**QUIET, "epochs": 1, "resume": cut["model_file"]})
+    with pytest.raises(ValueError, match="does not fit"):
+        straight(tmp_path, hidden_size=16, resume=cut["model_file"])
+
+
+SCRIPT = """
+import sys, json
+sys.argv = ["run"]
+from recbole_diffusion.quick_start import run
+result = run("DiffuRec", "markov-toy", config_dict=json.loads({config!r}))
+print(json.dumps(dict(result["test_result"])))
+"""
+
+
+def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(tmp_path):
+    """SIGKILL at three random moments, then resume: the same metrics to the last bit."""
+    import json
+
+    config = {**QUIET, "epochs": 6, "resume": "auto", "checkpoint_dir": str(tmp_path / "killed")}
+    # Writing again and again makes a kill in mid-write likely.
+    code = SCRIPT.format(config=json.dumps(config))
+    expected = run("DiffuRec", "markov-toy", config_dict={**config, "checkpoint_dir": str(tmp_path / "whole")})
+    rng = random.Random(time.time_ns())
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+        deadline = time.time() + 120
+        started = len(list(tmp_path.glob("killed/*-last.pth")))
+        while process.poll() is None and time.time() < deadline and not list(tmp_path.glob("killed/*-last.pth")):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1.0) + (1.5 if started else 0))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(out.stdout.splitlines()[-1]) == dict(expected["test_result"])
+
+
+def test_the_objective_reports_each_validation():
+    seen = []
+    config = {**QUIET, "model": "DiffuRec", "dataset": "markov-toy", "epochs": 2, "limit_train_batches": 1}
+    result = objective_function(config, callback_fn=lambda epoch, score: seen.append((epoch, float(score))))
+    assert [epoch for epoch, _ in seen] == [0, 1] and max(score for _, score in seen) == result["best_valid_score"]
+
+
+def test_training_is_reproducible():
+    config = toy_config("DiffuRec", epochs=1, limit_train_batches=2, num_steps=4)
+    first = train_and_test(config, saved=False)
+    init_seed(1, True)
+    assert train_and_test(config, saved=False)["test_result"] == first["test_result"]
+    assert first["model_file"] is None
+
+
+def test_check_training_config_takes_recboles_defaults():
+    check_training_config({"learner": "adam"})
+    assert batch_of(toy("DiffuRec").train, 3).length == 3
