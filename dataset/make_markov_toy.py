@@ -3,8 +3,8 @@
     python dataset/make_markov_toy.py [--output dataset/markov-toy]
 
 An item is a pair (a, b) of two attributes with 8 values each. With probability 0.85 the next item is
-(f(b of the last item), g(a of the one before)), f and g fixed permutations; else it is drawn by popularity. Both of the
-last two items are needed, in their order. No item follows itself, so a model that repeats the last item is always wrong.
+(f(b of the last item), g(a of the one before)), f and g fixed permutations; else it is drawn by popularity. Both of
+the last two items are needed, in their order. No item follows itself, so repeating the last item is always wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def sequences(rng: np.random.Generator, table: np.ndarray, popularity: np.ndarra
 
 
 def reference_scores(table: np.ndarray, popularity: np.ndarray) -> dict[str, np.ndarray]:
-    """What the best predictors of a kind know, each as scores [before, last, next] under the stationary distribution."""
+    """What the best predictor of each kind knows, as scores [before, last, next] under the stationary distribution."""
     pairs = np.outer(popularity, popularity)
     for _ in range(50):
         pairs = np.einsum("xy,xyz->yz", pairs, table)

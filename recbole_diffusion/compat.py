@@ -6,6 +6,7 @@ the installed version needs it. ``torch.load`` is never touched: files are read 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pickle
@@ -76,6 +77,27 @@ def bridge_ray() -> None:
     quick_start.tune = Tune
 
 
+def bridge_hyperopt() -> None:
+    """Let RecBole's exhaustive search draw for HyperOpt >= 0.2.6.
+
+    It draws with ``np.random.RandomState``, and HyperOpt now asks its generator for ``integers``, as
+    ``np.random.Generator`` calls ``randint`` (RecBole issue 1868).
+    """
+    from recbole.trainer import hyper_tuning
+
+    class RandomState(np.random.RandomState):
+        integers = np.random.RandomState.randint
+
+    search = hyper_tuning.exhaustive_search
+
+    @functools.wraps(search)
+    def exhaustive_search(*args: Any, **kwargs: Any):
+        with mock.patch.object(np.random, "RandomState", RandomState):
+            return search(*args, **kwargs)
+
+    hyper_tuning.exhaustive_search = exhaustive_search
+
+
 def report_to_tune(metrics: Mapping[str, float]) -> None:
     """Report metrics to the Ray Tune trial this process runs in, on Ray 2.6 and current ones; outside of one, nothing.
 
@@ -111,7 +133,8 @@ def bridge_anomaly_detection() -> None:
 def bridge_download() -> None:
     """Let a single process download a dataset.
 
-    ``Dataset._download`` ends in ``torch.distributed.barrier()``, which raises where no process group exists.
+    ``Dataset._download`` ends in ``torch.distributed.barrier()``, which raises where no process group exists (RecBole
+    issue 2050).
     """
     from recbole.data.dataset import Dataset
 
@@ -259,6 +282,7 @@ def apply() -> None:
     bridge_numpy()
     bridge_pandas()
     bridge_ray()
+    bridge_hyperopt()
     bridge_anomaly_detection()
     bridge_download()
     bridge_checkpoints()

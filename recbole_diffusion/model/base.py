@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_diffusion.diffusion_utils import (
     GaussianDiffusion,
@@ -23,6 +25,7 @@ from recbole_diffusion.diffusion_utils import (
 )
 from recbole_diffusion.model.layers import ACTIVATIONS, TokenLayout
 
+ITEM_LOSSES = ("full", "sampled")
 INFERENCE = ("reverse", "one_step")
 INITIALIZERS = ("normal", "xavier")
 
@@ -46,9 +49,17 @@ class DiffusionRecommender(SequentialRecommender):
         self.sampling_steps, self.ddim_eta = config["sampling_steps"], config["ddim_eta"]
         self.inference_seeds = resolve_seeds(config["inference_seeds"])
 
+        self.item_loss, self.n_sampled_items = config["item_loss"], config["n_sampled_items"]
+        self.logits_chunk = config["logits_chunk"]
+        if self.item_loss == "sampled":
+            counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items).float()
+            counts[1:] += 1  # an item never seen as a target may still be drawn
+            self.register_buffer("item_log_q", (counts / counts.sum()).log(), persistent=False)
+
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         self.diffusion = GaussianDiffusion(betas_from_config(config.final_config_dict))
-        self.step_sampler = get_step_sampler(config["step_sampler"], config["num_steps"])
+        if "step_sampler" in config:
+            self.step_sampler = get_step_sampler(config["step_sampler"], config["num_steps"])
 
     # ------------------------------------------------------------------ configuration
 
@@ -74,12 +85,18 @@ class DiffusionRecommender(SequentialRecommender):
             )
         check_choice(config, "hidden_act", ACTIVATIONS)
         check_flags(config, "ragged")
+        check_number(config, "logits_chunk", int, 1)
+        if "item_loss" in config:
+            check_choice(config, "item_loss", ITEM_LOSSES)
+            check_number(config, "n_sampled_items", int, 1)
         check_choice(config, "initializer", INITIALIZERS)
         check_choice(config, "inference", INFERENCE)
-        check_choice(config, "sampler", ("ddpm", "ddim"))
         betas_from_config(config)
-        get_step_sampler(config["step_sampler"], config["num_steps"])
-        check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
+        if "step_sampler" in config:
+            get_step_sampler(config["step_sampler"], config["num_steps"])
+        if "sampler" in config:
+            check_choice(config, "sampler", ("ddpm", "ddim"))
+            check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
         resolve_seeds(config["inference_seeds"])
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -104,9 +121,20 @@ class DiffusionRecommender(SequentialRecommender):
         """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""
         return TokenLayout(item_seq_len, length, self.ragged)
 
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [n_items, D] and bias [n_items] (or None) that score items: the embeddings, unless a paper differs."""
+        return self.item_embedding.weight, None
+
     def item_cross_entropy(self, x: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of x [B, D] . E^T over all items but the padding, against target [B]; per row, [B]."""
-        return F.cross_entropy(x @ self.item_embedding.weight[1:].T, target - 1, reduction="none")
+        """Cross-entropy of x [B, D] against target [B] over all items but the padding; per row, [B].
+
+        With ``item_loss: sampled`` over ``n_sampled_items`` items drawn by popularity instead, for catalogues too large
+        to score in training.
+        """
+        weight, bias = self.output_layer()
+        if self.item_loss == "sampled" and self.training:
+            return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items)
+        return full_cross_entropy(x, weight, bias, target, self.logits_chunk)
 
     # ------------------------------------------------------------------ inference
 
@@ -134,9 +162,13 @@ class DiffusionRecommender(SequentialRecommender):
         """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""
         return seed_average(lambda part: self.sample_start(interaction, part), self.inference_seeds)
 
-    def item_scores(self, x_start: Tensor) -> Tensor:
-        """Score every item by its inner product with x_start: [..., D] to [..., n_items]."""
-        return x_start @ self.item_embedding.weight.T
+    def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
+        """Score items by their inner product with x_start: [..., D] to [..., n_items], padding at minus infinity."""
+        weight, bias = self.output_layer()
+        scores = F.linear(x_start, weight[items], None if bias is None else bias[items]).float()
+        if not items.start:
+            scores[..., 0] = -torch.inf
+        return scores
 
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items, [B, n_items]; the padding item has minus infinity.
@@ -150,8 +182,7 @@ class DiffusionRecommender(SequentialRecommender):
         probabilities = len(self.inference_seeds) > 1
 
         def score(part: list[int]) -> Tensor:
-            scores = self.item_scores(self.sample_start(interaction, part)).float()
-            scores[..., 0] = -torch.inf
+            scores = self.item_scores(self.sample_start(interaction, part))
             return scores.softmax(dim=-1) if probabilities else scores
 
         result = seed_average(score, self.inference_seeds, return_std=return_std)
@@ -159,9 +190,73 @@ class DiffusionRecommender(SequentialRecommender):
         scores[:, 0] = -torch.inf
         return result
 
+    @torch.no_grad()
+    def topk(self, interaction, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best items of each user and their scores, [B, k] each, without ever holding all scores.
+
+        The scores are those of ``full_sort_predict``. ``exclude`` [B, M] holds items that are no candidates (0: none).
+        """
+        x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
+        step = max(1, self.logits_chunk // x_start.shape[:2].numel())
+        parts = [slice(first, min(first + step, self.n_items)) for first in range(0, self.n_items, step)]
+        if len(self.inference_seeds) > 1:
+            # Probabilities need the sum over all items first.
+            log_sum = torch.stack([self.item_scores(x_start, part).logsumexp(-1) for part in parts]).logsumexp(0)
+        best = items = None
+        for part in parts:
+            scores = self.item_scores(x_start, part)
+            scores = scores[0] if len(scores) == 1 else (scores - log_sum[..., None]).exp_().mean(0)
+            if not part.start:
+                scores[:, 0] = -torch.inf
+            if exclude is not None:
+                inside = (exclude >= part.start) & (exclude < part.stop)
+                row, _ = inside.nonzero(as_tuple=True)
+                scores[row, exclude[inside] - part.start] = -torch.inf
+            found, place = scores.topk(min(k, scores.shape[1]))
+            if best is not None:
+                found, place = torch.cat([best, found], 1), torch.cat([items, place + part.start], 1)
+                found, order = found.topk(min(k, found.shape[1]))
+                place = place.gather(1, order)
+            best, items = found, place
+        return best, items
+
     def predict(self, interaction) -> Tensor:
         """Score of one given item a row, [B]."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
+def full_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
+    """Cross-entropy of each row, [B], over every item but the padding: x [B, D], weight [n_items, D], target [B].
+
+    At most ``chunk`` logits are held at once: larger batches go in groups of rows, computed again in the backward pass.
+    """
+    weight, bias, target = weight[1:], None if bias is None else bias[1:], target - 1
+
+    def rows(x: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight, bias), target, reduction="none")
+
+    step = max(1, chunk // len(weight))
+    if len(x) <= step:
+        return rows(x, target)
+    pairs = zip(x.split(step), target.split(step), strict=True)
+    return torch.cat([checkpoint(rows, *pair, use_reentrant=False) for pair in pairs])
+
+
+def sampled_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, log_q: Tensor, n_samples: int
+) -> Tensor:
+    """Sampled softmax, [B]: the target against ``n_samples`` items drawn from q, each logit less log(n_samples * q).
+
+    The correction makes the sum over the sample an unbiased estimate of the full softmax's denominator (Bengio and
+    Senecal 2008). The batch shares the samples; a row's own target does not count among its samples.
+    """
+    sampled = torch.multinomial(log_q.exp(), n_samples, replacement=True)
+    positive, negative = (x * weight[target]).sum(-1), x @ weight[sampled].T
+    if bias is not None:
+        positive, negative = positive + bias[target], negative + bias[sampled]
+    negative = negative - log_q[sampled] - math.log(n_samples)
+    negative = negative.masked_fill(sampled == target[:, None], -torch.inf)
+    return torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive
 
 
 def betas_from_config(config: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,211 @@
+"""Training samples/s and inference users/s of every model and of RecBole's SASRec, in one interleaved run.
+
+    python benchmarks/throughput.py --dataset amazon-beauty --data_path dataset/ --rounds 5 --output results/throughput
+
+Each round gives every entry one training step and one inference batch in turn, so that noise of the machine falls on
+all alike; the table shows medians. `--compare plain` adds every entry with its fast paths turned off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+COMMON = {"hidden_size": 128, "n_layers": 4, "n_heads": 4, "inner_size": 512, "MAX_ITEM_LIST_LENGTH": 50}
+BATCH = {"train_batch_size": 512, "eval_batch_size": 512}
+DREAM = {"hidden_size": 64, "MAX_ITEM_LIST_LENGTH": 10, "num_steps": 500, "train_batch_size": 256}
+CDD = {"hidden_size": 128, "MAX_ITEM_LIST_LENGTH": 20, "num_steps": 20, "train_batch_size": 128}
+
+# name -> (model, parameters, does it train, anomaly detection)
+ENTRIES = {
+    "SASRec as RecBole runs it": ("SASRec", {**COMMON, **BATCH}, True, True),
+    "SASRec": ("SASRec", {**COMMON, **BATCH}, True, False),
+    "DiffuRec": ("DiffuRec", {**COMMON, **BATCH}, True, False),
+    "DiffuRec, 4 steps": ("DiffuRec", {**COMMON, **BATCH, "sampling_steps": 4}, False, False),
+    "DiffuRecSys": ("DiffuRecSys", {**COMMON, **BATCH}, True, False),
+    "SeqDiffRec": ("SeqDiffRec", {**COMMON, **BATCH}, True, False),
+    "DreamRec, 500 steps": ("DreamRec", DREAM, True, False),
+    "DreamRec, DDIM 20": ("DreamRec", {**DREAM, "sampler": "ddim", "sampling_steps": 20}, False, False),
+    "CDDRec": ("CDDRec", CDD, True, False),
+}
+PLAIN = {"ragged": False, "fused_denoiser": False}
+
+
+class Entry:
+    """One model with its data, ready for a timed training step and a timed inference batch."""
+
+    def __init__(self, name: str, dataset: str, config_dict: dict, plain: bool):
+        from recbole.utils import get_model, init_seed
+
+        from recbole_diffusion import MODELS
+        from recbole_diffusion.quick_start import build_config, prepare_data
+
+        model, parameters, self.trains, self.anomaly = ENTRIES[name]
+        self.name = f"{name}, plain" if plain else name
+        overrides = {key: value for key, value in PLAIN.items() if plain}
+        config = build_config(model, dataset, None, {"state": "ERROR", **config_dict, **parameters, **overrides})
+        if model not in MODELS:
+            config["train_neg_sample_args"] = config["train_neg_sample_args"] or None
+        init_seed(config["seed"], True)
+        _, train, _, test = prepare_data(config)
+        self.device = config["device"]
+        self.model = get_model(model)(config, train._dataset).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.batches = cycle([batch.to(self.device) for batch, _ in zip(train, range(8), strict=False)])
+        self.users = cycle([batch[0].to(self.device) for batch, _ in zip(test, range(4), strict=False)])
+        self.amp = config["enable_amp"]
+        self.rates = {"train": [], "infer": []}
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def train_step(self) -> float:
+        """Samples per second of one step: loss, backward pass, optimizer."""
+        batch = next(self.batches)
+        self.model.train()
+        with torch.autograd.set_detect_anomaly(self.anomaly, check_nan=self.anomaly):
+            self.wait()
+            start = time.perf_counter()
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                loss = self.model.calculate_loss(batch)
+            loss.backward()
+            self.optimizer.step()
+            self.wait()
+        return len(batch) / (time.perf_counter() - start)
+
+    @torch.no_grad()
+    def infer(self) -> float:
+        """Users per second of one full-sort batch."""
+        batch = next(self.users)
+        self.model.eval()
+        self.wait()
+        start = time.perf_counter()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            self.model.full_sort_predict(batch)
+        self.wait()
+        return len(batch) / (time.perf_counter() - start)
+
+
+def measure(entries: list[Entry], rounds: int) -> None:
+    """One warm-up round, then ``rounds`` timed ones, the entries in turn."""
+    for number in range(rounds + 1):
+        for entry in entries:
+            for kind, step in (("train", entry.train_step), ("infer", entry.infer)):
+                if kind == "infer" or entry.trains:
+                    rate = step()
+                    if number:
+                        entry.rates[kind].append(rate)
+        print(f"round {number}/{rounds}", file=sys.stderr, flush=True)
+
+
+def peak_memory(name: str, args: argparse.Namespace) -> float:
+    """Peak memory in GiB of a process (or GPU) that makes two training steps and one inference batch of an entry."""
+    command = [sys.executable, "-W", "ignore", __file__, "--dataset", args.dataset, "--data_path", args.data_path]
+    command += ["--memory_of", name, *[f"--set={item}" for item in args.set]]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="amazon-beauty")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--entries", default=";".join(ENTRIES), help="names of entries, separated by semicolons")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compare", choices=["plain"], help="add every entry of ours with its fast paths off")
+    parser.add_argument("--set", action="append", default=[], help="key=value for every entry, such as enable_amp=True")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too, each entry in its own process")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
+    args = parser.parse_args()
+    sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    import yaml
+
+    from recbole_diffusion import MODELS
+
+    config_dict = {"data_path": args.data_path, **{k: yaml.safe_load(v) for k, v in (s.split("=") for s in args.set)}}
+    if args.memory_of:
+        entry = Entry(args.memory_of, args.dataset, config_dict, plain=False)
+        for _ in range(2):
+            entry.train_step()
+        entry.infer()
+        cuda = entry.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(peak / 2**30)
+        return
+
+    names = [name for name in args.entries.split(";") if ENTRIES[name][0] in MODELS or name.startswith("SASRec")]
+    entries = [Entry(name, args.dataset, config_dict, plain=False) for name in names]
+    if args.compare:
+        ours = [name for name in names if ENTRIES[name][0] in MODELS]
+        entries += [Entry(name, args.dataset, config_dict, plain=True) for name in ours]
+    measure(entries, args.rounds)
+
+    device = (
+        torch.cuda.get_device_name() if entries[0].device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    rows = []
+    for entry in entries:
+        row = {"entry": entry.name, "params": ENTRIES[entry.name.removesuffix(", plain")][1]}
+        for kind, rates in entry.rates.items():
+            if rates:
+                row[kind] = {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
+        if args.memory and not entry.name.endswith("plain"):
+            row["peak_gib"] = peak_memory(entry.name, args)
+        rows.append(row)
+    result = {
+        "dataset": args.dataset, "device": device, "rounds": args.rounds, "torch": torch.__version__,
+        "python": platform.python_version(), "rows": rows,
+    }  # fmt: skip
+    table = render(result)
+    print(table)
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
+        Path(f"{args.output}.md").write_text(table)
+
+
+def render(result: dict) -> str:
+    """The result as a Markdown table, ratios against SASRec as RecBole runs it and against the plain form."""
+    rows = {row["entry"]: row for row in result["rows"]}
+    base = rows.get("SASRec as RecBole runs it") or next(iter(rows.values()))
+    lines = [
+        f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}; medians of {result['rounds']} rounds "
+        "(smallest to largest)\n",
+        "| entry | train samples/s | x SASRec | x plain | inference users/s | x SASRec | x plain | peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        cells = [name]
+        for kind in ("train", "infer"):
+            if kind not in row:
+                cells += ["", "", ""]
+                continue
+            rate = row[kind]
+            plain = rows.get(f"{name}, plain", {}).get(kind)
+            cells.append(f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})")
+            cells.append(f"{rate['median'] / base[kind]['median']:.2f}")
+            cells.append(f"{rate['median'] / plain['median']:.2f}" if plain else "")
+        cells.append(f"{row['peak_gib']:.2f}" if "peak_gib" in row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

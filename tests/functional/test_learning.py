@@ -1,0 +1,82 @@
+"""Every model learns markov-toy, and a broken one does not.
+
+The best possible NDCG@10 there is 0.868; knowing the last item alone gives 0.461, popularity 0.101.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recbole_diffusion import MODELS
+from recbole_diffusion.model import layers
+from recbole_diffusion.quick_start import train_and_test
+
+from ..conftest import toy_config
+
+# What a model needs to learn the rule within half a minute, and what it then reaches at least.
+SETTINGS = {
+    "DiffuRec": ({"use_position_embedding": True}, 0.75),
+    "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.75),
+}
+COMMON = {
+    "hidden_size": 64,
+    "inner_size": 128,
+    "num_steps": 8,
+    "learning_rate": 0.003,
+    "epochs": 8,
+    "emb_dropout_prob": 0.1,
+}
+
+
+def learn(name: str, **overrides) -> float:
+    config = toy_config(name, **{**COMMON, **SETTINGS[name][0], **overrides})
+    return train_and_test(config, saved=False)["test_result"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_model_learns_the_rule(name):
+    assert learn(name) > SETTINGS[name][1]
+
+
+def test_without_positions_the_order_stays_unknown_but_the_last_item_is_known():
+    """The paper's DiffuRec has no position embedding: it reads a set and the last item."""
+    assert 0.6 < learn("DiffuRec", use_position_embedding=False) < learn("DiffuRec")
+
+
+class InvertedMask(layers.TokenLayout):
+    """Hides the items and shows the padding."""
+
+    def __init__(self, item_seq_len, length, ragged=True):
+        super().__init__(item_seq_len, length, ragged=False)
+        self.groups = [group._replace(mask=~group.mask) for group in self.groups]
+
+
+class LastSlot(layers.TokenLayout):
+    """Reads the last slot of the padded batch where the last item should be read, and lets it see padding."""
+
+    def __init__(self, item_seq_len, length, ragged=True):
+        super().__init__(item_seq_len, length, ragged=False)
+        self.last = torch.arange(len(item_seq_len)) * length + length - 1
+        self.groups = [group._replace(mask=None) for group in self.groups]
+
+
+def shifted(loss):
+    """Train on the last item of the history in place of the one after it."""
+
+    def calculate_loss(self, interaction):
+        last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN].unsqueeze(1) - 1).squeeze(1)
+        interaction.interaction[self.ITEM_ID] = last
+        return loss(self, interaction)
+
+    return calculate_loss
+
+
+@pytest.mark.parametrize("broken", ["mask inverted", "wrong position", "targets shifted"])
+def test_a_broken_model_misses_the_threshold(monkeypatch, broken):
+    if broken == "targets shifted":
+        monkeypatch.setattr(MODELS["DiffuRec"], "calculate_loss", shifted(MODELS["DiffuRec"].calculate_loss))
+    else:
+        layout = {"mask inverted": InvertedMask, "wrong position": LastSlot}[broken]
+        monkeypatch.setattr("recbole_diffusion.model.base.TokenLayout", layout)
+    assert learn("DiffuRec", epochs=6) < 0.46
