@@ -201,9 +201,7 @@ class DiffusionTrainer(Trainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": self.model.other_parameter(),
             "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": {
-                key: value for key, value in self.lr_scheduler.state_dict().items() if key != "lr_lambdas"
-            },
+            "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "train_loss_dict": self.train_loss_dict,
             "best_model_file": self.saved_model_file,
