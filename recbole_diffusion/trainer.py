@@ -20,6 +20,7 @@ from recbole_diffusion.compat import load_checkpoint, save_checkpoint
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 
@@ -134,7 +135,7 @@ class DiffusionTrainer(Trainer):
         if distributed and train_data.shuffle:
             train_data.sampler.set_epoch(epoch_idx)
 
-        total, pending = None, []
+        total, pending, grad_norms = None, [], []
         for step, interaction in enumerate(progress):
             if step == steps:
                 break
@@ -152,15 +153,30 @@ class DiffusionTrainer(Trainer):
                 total = self._add_finite(total, pending, epoch_idx, step)
                 pending = []
             self.scaler.scale(sum(losses) + sync_loss).backward()
-            if self.clip_grad_norm:
-                self.scaler.unscale_(self.optimizer)
-                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.scaler.unscale_(self.optimizer)
+            if self.clip_grad_norm or step % GRAD_NORM_EVERY == 0:
+                clip = self.clip_grad_norm or {"max_norm": math.inf}
+                grad_norms.append(clip_grad_norm_(self.model.parameters(), **clip))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.gpu_available and show_progress:
                 progress.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
+        self.tensorboard.add_scalar("Train/gradient_norm", torch.stack(grad_norms).mean().item(), epoch_idx)
+        self.tensorboard.add_scalar("Train/learning_rate", self.lr_scheduler.get_last_lr()[0], epoch_idx)
+        self._log_steps(epoch_idx)
         self.lr_scheduler.step()
         return total[0] if len(total) == 1 else tuple(total)
+
+    def _log_steps(self, epoch_idx: int) -> None:
+        """Write to TensorBoard, by range of diffusion steps, the loss and how often the step sampler draws it."""
+        if not hasattr(self.model, "read_step_losses"):
+            return  # a model of RecBole's own
+        losses = self.model.read_step_losses()
+        probabilities = self.model.step_sampler.probabilities.tensor_split(len(losses))
+        for bucket, (loss, p) in enumerate(zip(losses, probabilities, strict=True)):
+            if math.isfinite(loss):
+                self.tensorboard.add_scalar(f"Loss/Step_range_{bucket}", loss, epoch_idx)
+            self.tensorboard.add_scalar(f"Step_sampler/Step_range_{bucket}", p.sum().item(), epoch_idx)
 
     def _add_finite(self, total, pending, epoch_idx, step):
         """Add losses that wait on the device to the total, or raise for the first that is not finite."""

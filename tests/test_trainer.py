@@ -207,6 +207,23 @@ def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(tmp_path):
     assert json.loads(out.stdout.splitlines()[-1]) == dict(expected["test_result"])
 
 
+def test_tensorboard_has_what_a_diffusion_run_needs():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    straight(".", epochs=2)
+    [folder] = Path("log_tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"Loss/Train", "Train/gradient_norm", "Train/learning_rate", "Vaild_score"} <= names
+    ranges = sorted(name for name in names if name.startswith("Loss/Step_range"))
+    assert len(ranges) == 4
+    mean = [sum(events.Scalars(name)[0].value for name in ranges) / 4]
+    total = events.Scalars("Loss/Train")[0].value / len(toy("DiffuRec").train)
+    assert mean[0] == pytest.approx(total, rel=0.1) and events.Scalars("Train/gradient_norm")[0].value > 0
+    draws = [name for name in names if name.startswith("Step_sampler/")]
+    assert sum(events.Scalars(name)[0].value for name in draws) == pytest.approx(1, abs=1e-4)
+
+
 def test_the_objective_reports_each_validation():
     seen = []
     config = {**QUIET, "model": "DiffuRec", "dataset": "markov-toy", "epochs": 2, "limit_train_batches": 1}

@@ -82,7 +82,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         t, weight = self.step_sampler.sample(len(target), h.device)
         lam = self.delta + self.delta * torch.randn_like(h)
         loss = self.item_cross_entropy(self.approximate(h, self.diffuse(target, t), t, lam, layout), target)
-        self.step_sampler.update(t, loss)
+        self.record_step_losses(t, loss)
         return (weight * loss).mean()
 
     def denoiser(self, interaction, noise: SeedNoise):

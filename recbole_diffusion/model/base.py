@@ -25,6 +25,7 @@ from recbole_diffusion.diffusion_utils import (
 )
 from recbole_diffusion.model.layers import ACTIVATIONS, TokenLayout
 
+STEP_BUCKETS = 8
 ITEM_LOSSES = ("full", "sampled")
 INFERENCE = ("reverse", "one_step")
 INITIALIZERS = ("normal", "xavier")
@@ -58,8 +59,10 @@ class DiffusionRecommender(SequentialRecommender):
 
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
         self.diffusion = GaussianDiffusion(betas_from_config(config.final_config_dict))
-        if "step_sampler" in config:
-            self.step_sampler = get_step_sampler(config["step_sampler"], config["num_steps"])
+        # A model that trains on every step at once has no such key.
+        self.step_sampler = get_step_sampler(config["step_sampler"] or "uniform", config["num_steps"])
+        # Sum and number of the losses in each of some equal ranges of steps since they were last read.
+        self.register_buffer("step_losses", torch.zeros(2, min(STEP_BUCKETS, config["num_steps"])), persistent=False)
 
     # ------------------------------------------------------------------ configuration
 
@@ -135,6 +138,20 @@ class DiffusionRecommender(SequentialRecommender):
         if self.item_loss == "sampled" and self.training:
             return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items)
         return full_cross_entropy(x, weight, bias, target, self.logits_chunk)
+
+    @torch.no_grad()
+    def record_step_losses(self, t: Tensor, loss: Tensor) -> None:
+        """Feed the unweighted losses [B] of the steps t [B] to the step sampler, and to the curves of loss by step."""
+        self.step_sampler.update(t, loss)
+        bucket = t * self.step_losses.shape[1] // self.diffusion.num_steps
+        self.step_losses.index_add_(1, bucket, torch.stack([loss.float(), torch.ones_like(loss.float())]))
+
+    def read_step_losses(self) -> list[float]:
+        """Mean loss in each range of steps since the last call (nan where none was drawn)."""
+        total, count = self.step_losses
+        means = (total / count).tolist()
+        self.step_losses.zero_()
+        return means
 
     # ------------------------------------------------------------------ inference
 
