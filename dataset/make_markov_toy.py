@@ -2,9 +2,10 @@
 
     python dataset/make_markov_toy.py [--output dataset/markov-toy]
 
-An item is a pair (a, b) of two attributes with 8 values each. With probability 0.85 the next item is
-(f(b of the last item), g(a of the one before)), f and g fixed permutations; else it is drawn by popularity. Both of
-the last two items are needed, in their order. No item follows itself, so repeating the last item is always wrong.
+An item has four attributes (a, b, c, d) with 3 values each. With probability 0.9 the next item has a = f(c of the last
+item), b = g(d of the one before) and any c, d, f and g fixed permutations; else it is drawn by popularity. Both of the
+last two items are needed, in their order: c and d are new at every step, so that no other item tells them, and the d of
+an item matters only once another has followed it. No item follows itself.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-VALUES, USERS, SHORTEST, LONGEST, RULE_PROBABILITY, SEED = 8, 800, 8, 14, 0.85, 7
+VALUES, USERS, SHORTEST, LONGEST, RULE_PROBABILITY, SEED = 3, 800, 8, 16, 0.9, 7
 
 
 def transition_table(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Probability of the next item given the one before and the last, [N, N, N], and the popularity [N]."""
-    n_items = VALUES**2
+    n_items = VALUES**4
+    attributes = np.stack(np.unravel_index(np.arange(n_items), (VALUES,) * 4))
     f, g = rng.permutation(VALUES), rng.permutation(VALUES)
-    popularity = rng.permutation(np.arange(1, n_items + 1) ** -0.5)
+    popularity = rng.permutation(np.arange(1, n_items + 1) ** -0.3)
     popularity /= popularity.sum()
     before, last = np.divmod(np.arange(n_items**2), n_items)
-    table = np.tile((1 - RULE_PROBABILITY) * popularity, (n_items**2, 1))
-    table[np.arange(n_items**2), f[last % VALUES] * VALUES + g[before // VALUES]] += RULE_PROBABILITY
+    follows = (attributes[0] == f[attributes[2, last]][:, None]) & (attributes[1] == g[attributes[3, before]][:, None])
+    table = (1 - RULE_PROBABILITY) * popularity + RULE_PROBABILITY * follows / follows.sum(1, keepdims=True)
     table[np.arange(n_items**2), last] = 0
     return (table / table.sum(1, keepdims=True)).reshape(n_items, n_items, n_items), popularity
 
@@ -55,6 +57,7 @@ def reference_scores(table: np.ndarray, popularity: np.ndarray) -> dict[str, np.
         "best possible (last two items in order)": table,
         "last two items, order unknown": joint + joint.transpose(1, 0, 2),
         "last item alone": everywhere(joint.sum(0)[None]),
+        "item before the last alone": everywhere(joint.sum(1)[:, None]),
         "popularity": everywhere(joint.sum((0, 1))[None, None]),
         "repeat the last item": everywhere(np.eye(len(popularity))[None]),
     }

@@ -1,6 +1,7 @@
 """Every model learns markov-toy, and a broken one does not.
 
-The best possible NDCG@10 there is 0.868; knowing the last item alone gives 0.461, popularity 0.101.
+The best possible NDCG@10 there is 0.435; not knowing the order of the last two items gives 0.375, knowing one of them
+alone 0.155 or 0.165, popularity 0.058.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from ..conftest import toy_config
 
 # What a model needs to learn the rule within half a minute, and what it then reaches at least.
 SETTINGS = {
-    "DiffuRec": ({"use_position_embedding": True}, 0.75),
-    "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.75),
+    "DiffuRec": ({"use_position_embedding": True}, 0.36),
+    "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.36),
 }
 COMMON = {
     "hidden_size": 64,
     "inner_size": 128,
     "num_steps": 8,
     "learning_rate": 0.003,
-    "epochs": 8,
+    "epochs": 14,
     "emb_dropout_prob": 0.1,
 }
 
@@ -41,7 +42,7 @@ def test_the_model_learns_the_rule(name):
 
 def test_without_positions_the_order_stays_unknown_but_the_last_item_is_known():
     """The paper's DiffuRec has no position embedding: it reads a set and the last item."""
-    assert 0.6 < learn("DiffuRec", use_position_embedding=False) < learn("DiffuRec")
+    assert 0.2 < learn("DiffuRec", use_position_embedding=False) < 0.36
 
 
 class InvertedMask(layers.TokenLayout):
@@ -79,4 +80,4 @@ def test_a_broken_model_misses_the_threshold(monkeypatch, broken):
     else:
         layout = {"mask inverted": InvertedMask, "wrong position": LastSlot}[broken]
         monkeypatch.setattr("recbole_diffusion.model.base.TokenLayout", layout)
-    assert learn("DiffuRec", epochs=6) < 0.46
+    assert learn("DiffuRec") < 0.2
