@@ -16,8 +16,11 @@ import yaml
 from recbole.config import Config
 
 from recbole_diffusion.model.base import DiffusionRecommender
+from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
+from recbole_diffusion.model.dreamrec import DreamRec
+from recbole_diffusion.model.seqdiffrec import SeqDiffRec
 from recbole_diffusion.trainer import DiffusionTrainer, check_training_config
 
 MODELS: dict[str, type[DiffusionRecommender]] = {
@@ -25,6 +28,9 @@ MODELS: dict[str, type[DiffusionRecommender]] = {
     for model in (
         DiffuRec,
         DiffuRecSys,
+        DreamRec,
+        CDDRec,
+        SeqDiffRec,
     )
 }
 
@@ -116,9 +122,14 @@ def check_model_name(name: str) -> None:
     )
 
 
+def known_keys(config: Config) -> set[str]:
+    """Keys that RecBole, this package or the config's model read."""
+    return {*config.internal_config_dict, *PLUGIN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+
+
 def _warn_of_unknown_keys(user: dict[str, Any], config: Config) -> None:
     """Warn of a key that nothing reads and that looks like a misspelt one; RecBole ignores it silently."""
-    known = {*config.internal_config_dict, *PLUGIN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+    known = known_keys(config)
     for key in user.keys() - known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if near:

@@ -28,7 +28,7 @@ from recbole_diffusion.model.layers import ACTIVATIONS, TokenLayout
 STEP_BUCKETS = 8
 ITEM_LOSSES = ("full", "sampled")
 INFERENCE = ("reverse", "one_step")
-INITIALIZERS = ("normal", "xavier")
+INITIALIZERS = ("normal", "xavier", "torch")
 
 
 class DiffusionRecommender(SequentialRecommender):
@@ -40,6 +40,7 @@ class DiffusionRecommender(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     dataset_class: type | None = None  # a RecBole dataset of its own, where the model trains on other rows
+    random_inference = True  # False where no draw reaches the scores, so that inference_seeds does not either
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -52,7 +53,8 @@ class DiffusionRecommender(SequentialRecommender):
 
         self.item_loss, self.n_sampled_items = config["item_loss"], config["n_sampled_items"]
         self.logits_chunk = config["logits_chunk"]
-        if self.item_loss == "sampled":
+        # Who only ranks with a trained model needs no interactions (see `recommend.Catalogue`).
+        if self.item_loss == "sampled" and hasattr(dataset, "inter_feat"):
             counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items).float()
             counts[1:] += 1  # an item never seen as a target may still be drawn
             self.register_buffer("item_log_q", (counts / counts.sum()).log(), persistent=False)
@@ -103,7 +105,12 @@ class DiffusionRecommender(SequentialRecommender):
         resolve_seeds(config["inference_seeds"])
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as RecBole's models do (normal), or by Glorot and Bengio 2010 (xavier); padding stays zero."""
+        """Initialise as RecBole's models do (normal), by Glorot and Bengio 2010 (xavier), or as PyTorch does (torch).
+
+        The padding item's embedding stays zero. PyTorch's embeddings are N(0, 1), the scale of the diffusion's noise.
+        """
+        if self.initializer == "torch":
+            return
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if self.initializer == "xavier":
                 nn.init.xavier_normal_(module.weight)
@@ -208,10 +215,11 @@ class DiffusionRecommender(SequentialRecommender):
         return result
 
     @torch.no_grad()
-    def topk(self, interaction, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best items of each user and their scores, [B, k] each, without ever holding all scores.
+    def topk(self, interaction, k: int, exclude: Tensor | None = None, return_std: bool = False):
+        """The k best items of each user as (scores, items), [B, k] each, without ever holding all scores.
 
         The scores are those of ``full_sort_predict``. ``exclude`` [B, M] holds items that are no candidates (0: none).
+        With ``return_std``, the standard deviation of each score over the seeds comes third.
         """
         x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
         step = max(1, self.logits_chunk // x_start.shape[:2].numel())
@@ -219,10 +227,11 @@ class DiffusionRecommender(SequentialRecommender):
         if len(self.inference_seeds) > 1:
             # Probabilities need the sum over all items first.
             log_sum = torch.stack([self.item_scores(x_start, part).logsumexp(-1) for part in parts]).logsumexp(0)
-        best = items = None
+        best = items = std = None
         for part in parts:
-            scores = self.item_scores(x_start, part)
-            scores = scores[0] if len(scores) == 1 else (scores - log_sum[..., None]).exp_().mean(0)
+            every = self.item_scores(x_start, part)
+            every = every if len(every) == 1 else (every - log_sum[..., None]).exp_()
+            scores = every[0] if len(every) == 1 else every.mean(0)
             if not part.start:
                 scores[:, 0] = -torch.inf
             if exclude is not None:
@@ -230,12 +239,14 @@ class DiffusionRecommender(SequentialRecommender):
                 row, _ = inside.nonzero(as_tuple=True)
                 scores[row, exclude[inside] - part.start] = -torch.inf
             found, place = scores.topk(min(k, scores.shape[1]))
+            spread = every.gather(2, place.expand(len(every), -1, -1)).std(0, correction=0)
             if best is not None:
                 found, place = torch.cat([best, found], 1), torch.cat([items, place + part.start], 1)
+                spread = torch.cat([std, spread], 1)
                 found, order = found.topk(min(k, found.shape[1]))
-                place = place.gather(1, order)
-            best, items = found, place
-        return best, items
+                place, spread = place.gather(1, order), spread.gather(1, order)
+            best, items, std = found, place, spread
+        return (best, items, std) if return_std else (best, items)
 
     def predict(self, interaction) -> Tensor:
         """Score of one given item a row, [B]."""

@@ -1,0 +1,202 @@
+"""CDDRec: conditional denoising diffusion for sequential recommendation (Wang, Liu, Yang and Yu, 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_diffusion.dataset import UnseenItems, UserSequenceDataset
+from recbole_diffusion.diffusion_utils import SeedNoise
+from recbole_diffusion.model.augmentations import AUGMENTATIONS
+from recbole_diffusion.model.base import DiffusionRecommender, check_choice, check_flags, check_number
+from recbole_diffusion.model.info_nce import info_nce, log_sum_exp_products
+from recbole_diffusion.model.layers import CausalEncoder, TokenLayout
+
+DIVERGENCES = ("kl", "dot")
+
+
+class CDDRec(DiffusionRecommender):
+    """A decoder asks the encoded history, step by step, for the mean of the corrupted next item, at every position.
+
+    Yu Wang, Zhiwei Liu, Liangwei Yang, Philip S. Yu: "Conditional Denoising Diffusion for Sequential Recommendation",
+    PAKDD 2024; code: github.com/YuWang-1024/CDDRec. Steps are counted as in the paper: x_0 is the target's embedding
+    and x_t has passed t betas. t runs from 0 to T - 1, as the variance of Eq. 4 exists no further.
+
+    The public code's decoder attends across the users of a batch; here it is Eq. 3. Of the two measures of Eq. 5, the
+    public code has ``dot``. ``kl`` is as printed, and its scale is that of the noise: with the paper's schedule all
+    embeddings shrink to it, and what tells items apart is lost.
+    """
+
+    dataset_class = UserSequenceDataset
+    random_inference = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.divergence, self.temperature = config["divergence"], config["temperature"]
+        self.lambda_contrastive = config["lambda_contrastive"]
+        self.sample_target, self.sample_preference = config["sample_target"], config["sample_preference"]
+        self.augment, self.augmentation_ratio = AUGMENTATIONS[config["augmentation"]], config["augmentation_ratio"]
+        self.mask_embedding = nn.Embedding(1, self.hidden_size) if config["augmentation"] == "mask" else None
+        self.encoder = CausalEncoder(config)
+        self.decoder = StepQueryAttention(self.hidden_size, config["num_steps"], config["attn_dropout_prob"])
+        self.unseen_items = UnseenItems(dataset) if hasattr(dataset, "inter_feat") else None  # training alone needs it
+        # At t = 0 the variance is zero; as Ho et al. 2020 do in their code, the divergence takes the next one there.
+        variance = self.diffusion.posterior_variance
+        first = variance[1:2] if len(variance) > 1 else self.diffusion.betas
+        self.register_buffer("kl_variance", torch.cat([first, variance[1:]]), persistent=False)
+        self.register_buffer("steps", torch.arange(len(variance)), persistent=False)
+        self.apply(self._init_weights)
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        super().check_config(config)
+        check_choice(config, "divergence", DIVERGENCES)
+        check_choice(config, "augmentation", AUGMENTATIONS)
+        check_number(config, "augmentation_ratio", (int, float), 0, 1)
+        check_number(config, "lambda_contrastive", (int, float), 0)
+        check_number(config, "temperature", (int, float), 1e-3)
+        check_flags(config, "sample_target", "sample_preference")
+
+    # ------------------------------------------------------------------ diffuser, encoder, decoder (3.1 to 3.3)
+
+    def corrupt(self, x_0: Tensor) -> Tensor:
+        """x_0 .. x_T of targets [P, D], each drawn by itself (Eq. 1, 2): [T + 1, P, D]."""
+        x_0 = x_0.expand(len(self.steps), -1, -1)
+        # The tables count from 0: their step t - 1 leads to the paper's x_t.
+        return torch.cat([x_0[:1], self.diffusion.q_sample(x_0, self.steps) if self.sample_target else x_0])
+
+    def decode(self, item_seq: Tensor, layout: TokenLayout, steps: Tensor) -> Tensor:
+        """mu(e_s, t) of some steps [S] (Eq. 3), e_s the causal encoding of the histories [B, L]: [S, N, D]."""
+        items = layout.pack(item_seq)
+        x = self.item_embedding(items)
+        if self.mask_embedding is not None:
+            x = x + (items == 0).unsqueeze(-1) * self.mask_embedding.weight
+        return self.decoder(self.encoder(x, layout), layout, steps)
+
+    def preference(self, mu: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_hat_t = mu_t + sigma_{t+1} eps (Eq. 4), sigma^2 the posterior's variance, of all steps: [T, ..., D]."""
+        if not self.sample_preference:
+            return mu
+        # The paper prints the variance in front of eps; a draw from its p(x_hat_t | e_s, t) has the root there.
+        sigma = self.diffusion.posterior_variance.sqrt().view(-1, *[1] * (mu.ndim - 1))
+        return mu + sigma * (torch.randn_like(mu) if noise is None else noise)
+
+    # ------------------------------------------------------------------ training (3.4)
+
+    def calculate_loss(self, interaction) -> Tensor:
+        """sum_t (L_cd + lambda (L_in + L_cross)) / (t + 1), over every step and every position's next item (Eq. 8)."""
+        item_seq, n = self.history(interaction)
+        view, view_n, shift = self.augment(item_seq, n, self.augmentation_ratio)
+        # History and augmented view go through the network together; then real positions alone are kept, row by row.
+        both = torch.cat([n, view_n])
+        layout = self.layout(both, item_seq.shape[1])
+        rows = torch.arange(len(both), device=n.device).repeat_interleave(both)
+        starts = both.cumsum(0) - both
+        positions = torch.arange(len(rows), device=n.device) - starts[rows]
+        mu = self.decode(torch.cat([item_seq, view]), layout, self.steps)
+        mu = mu[:, (layout.last + 1 - both)[rows] + positions]
+
+        n_real = int(n.sum())
+        target = F.pad(item_seq[:, 1:], (0, 1)).scatter(1, n[:, None] - 1, interaction[self.POS_ITEM_ID][:, None])
+        target = target[rows[:n_real], positions[:n_real]]
+        negative, unseen = self.unseen_items.sample(interaction[self.USER_ID][rows[:n_real]])
+        twin = (starts[: len(n)] + shift)[rows[n_real:] - len(n)] + positions[n_real:]
+
+        x, x_hat = self.corrupt(self.item_embedding(target)), self.preference(mu)
+        divergence = self.cross_divergence(mu[:, :n_real], x_hat[:, :n_real], x, self.item_embedding(negative), unseen)
+        contrast = self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], twin)
+        loss = divergence + self.lambda_contrastive * contrast
+        self.record_step_losses(self.steps, loss)
+        return (loss / (self.steps + 1)).sum()
+
+    def cross_divergence(self, mu: Tensor, x_hat: Tensor, x: Tensor, x_negative: Tensor, unseen: Tensor) -> Tensor:
+        """L_cd of each step (Eq. 5) [T]: the prediction is close to the target, and far from an item never seen.
+
+        mu, x_hat [T, P, D]; x [T + 1, P, D]; x_negative [P, D]; unseen [P], False where there is no such item.
+        """
+        if self.divergence == "kl":
+            near, far = self.kl(x[0], x[1:], mu), self.kl(x_negative, x[1:], mu)
+        else:
+            near, far = -(x_hat * x[:-1]).sum(-1), -torch.einsum("tpd,pd->tp", x_hat, x_negative)
+        # log(1 - sigmoid(-far)) is log sigmoid(far).
+        return -(F.logsigmoid(-near) + F.logsigmoid(far) * unseen).mean(1)
+
+    def kl(self, x_0: Tensor, x_next: Tensor, mu: Tensor) -> Tensor:
+        """KL[q(x_t | x_{t+1}, x_0) || N(mu_t, the same variance)]: x_0 [P, D], the others [T, P, D], to [T, P]."""
+        mean, _ = self.diffusion.q_posterior(x_0, x_next, self.steps)
+        return (mean - mu).square().sum(-1) / (2 * self.kl_variance[:, None])
+
+    def contrast(self, x_hat: Tensor, x: Tensor, x_view: Tensor, twin: Tensor) -> Tensor:
+        """L_in (Eq. 6) + L_cross (Eq. 7) of each step [T], against all real positions of the batch.
+
+        x_hat, x [T, P, D]; x_view [T, V, D], the augmented view, whose v-th position stands for position twin[v].
+        """
+        query = x_hat / self.temperature
+        others = log_sum_exp_products(query, x_hat, skip_diagonal=True)  # the same in both
+        return info_nce(query, x, others) + info_nce(query[:, twin], x_view, others[:, twin])
+
+    # ------------------------------------------------------------------ inference
+
+    def decode_last(self, interaction, steps: Tensor) -> Tensor:
+        """mu(e_s, t) of some steps [S] at the last position (Eq. 3): [S, B, D]."""
+        item_seq, n = self.history(interaction)
+        layout = self.layout(n, item_seq.shape[1])
+        return self.decode(item_seq, layout, steps)[:, layout.last]
+
+    def stages(self, interaction, seeds: list[int]) -> Tensor:
+        """x_hat_t of every step at the last position (Eq. 4), [T, S, B, D]; the paper's denoising stage is T - t."""
+        mu = self.decode_last(interaction, self.steps)
+        noise = SeedNoise(seeds).draw(len(mu), mu.shape[-1], device=mu.device, dtype=mu.dtype)
+        return self.preference(mu.unsqueeze(1).expand(-1, len(seeds), -1, -1), noise.transpose(0, 1).unsqueeze(2))
+
+    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
+        """x_hat_0 for each seed, [S, B, D]: the mean at t = 0 (one_step), or the end of the chain (reverse).
+
+        p(x_hat_t | e_s, t) is given by the history and not by the step before, and at t = 0 has no variance. So the
+        chain ends where one_step begins, whatever the seed; on its way it draws every stage.
+        """
+        if self.inference == "reverse":
+            return self.stages(interaction, seeds)[0]
+        return self.decode_last(interaction, self.steps[:1]).expand(len(seeds), -1, -1)
+
+
+class StepQueryAttention(nn.Module):
+    """Causal cross-attention whose query is a step's embedding, the same at every position (Eq. 3)."""
+
+    def __init__(self, hidden_size: int, num_steps: int, dropout: float):
+        super().__init__()
+        self.step_embedding = nn.Embedding(num_steps, hidden_size)
+        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, e_s: Tensor, layout: TokenLayout, steps: Tensor) -> Tensor:
+        """softmax((e_t W^Q) (e_s^1..n W^K)^T / sqrt(d)) (e_s^1..n W^V) (Eq. 3): e_s [N, D] to [S, N, D]."""
+        scores = self.query(self.step_embedding(steps)) @ self.key(e_s).T / math.sqrt(e_s.shape[-1])
+        value, out = self.value(e_s), []
+        for group in layout.groups:
+            tokens, shape = slice(group.start, group.start + group.size * group.length), (group.size, group.length)
+            mean = self.running_mean(scores[:, tokens].unflatten(1, shape), value[tokens].unflatten(0, shape))
+            out.append(mean.flatten(1, 2))
+        return torch.cat(out, 1)
+
+    def running_mean(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Mean of value [B, L, D] up to each position, weighted by the softmax of scores [S, B, L]: [S, B, L, D].
+
+        As all positions share the query, one cumulative sum over positions, of exp(score) * value, gives every mean, in
+        time linear in L. It is divided by the sum of exp(score) as it runs, so that no factor exceeds 1, whatever the
+        scores. Dropout hides a key from every position at once.
+        """
+        log_total = scores.float().logcumsumexp(-1)
+        new = (scores - log_total).exp()  # the share of position n in the softmax over 1..n
+        kept = F.pad((log_total[..., :-1] - log_total[..., 1:]).exp(), (1, 0))  # the share of those before it
+        new, kept = self.dropout(new).unsqueeze(-1).unbind(-2), kept.unsqueeze(-1).unbind(-2)
+        mean, means = torch.zeros_like(value[:, 0]), []
+        for new_n, kept_n, value_n in zip(new, kept, value.unbind(-2), strict=True):
+            mean = torch.addcmul(new_n * value_n, mean, kept_n)
+            means.append(mean)
+        return torch.stack(means, -2)

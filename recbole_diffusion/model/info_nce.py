@@ -1,0 +1,68 @@
+"""InfoNCE (van den Oord et al. 2018) over all pairs of a batch, without ever holding all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Products computed at once: as many as a CPU's cache holds, or as keep a GPU busy.
+BLOCK = {"cpu": 2**19, "cuda": 2**25}
+
+
+def info_nce(query: Tensor, key: Tensor, others: Tensor) -> Tensor:
+    """-log exp(q_i . k_i) / (sum_j exp(q_i . k_j) + exp(others_i)), averaged over i: [T, P, D] and [T, P] to [T]."""
+    denominator = torch.logaddexp(log_sum_exp_products(query, key), others)
+    return (denominator - (query * key).sum(-1)).mean(1)
+
+
+def log_sum_exp_products(a: Tensor, b: Tensor, skip_diagonal: bool = False) -> Tensor:
+    """log sum_j exp(a_i . b_j) for each step: a [T, P, D], b [T, Q, D] to [T, P], in float32.
+
+    With ``skip_diagonal``, for b = a, the sum leaves out j = i; where that leaves nothing, the result is about -1e30.
+    Memory is linear in P + Q: the products are made block by block, and once more for the gradient.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return _LogSumExpProducts.apply(a.float(), b.float(), skip_diagonal)
+
+
+class _LogSumExpProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, skip_diagonal: bool) -> Tensor:
+        out = a.new_empty(a.shape[:2])
+        for steps, rows, z in _products(a, b, skip_diagonal):
+            top = z.amax(-1, keepdim=True)
+            out[steps, rows] = _exp(z.sub_(top)).sum(-1).log_().add_(top.squeeze(-1))
+        ctx.save_for_backward(a, b, out)
+        ctx.skip_diagonal = skip_diagonal
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        a, b, out = ctx.saved_tensors
+        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
+        for steps, rows, z in _products(a, b, ctx.skip_diagonal):
+            _exp(z.sub_(out[steps, rows, None])).mul_(grad[steps, rows, None])
+            grad_a[steps, rows] = z @ b[steps]
+            grad_b[steps].baddbmm_(z.mT, a[steps, rows])
+        return grad_a, grad_b, None
+
+
+def _products(a: Tensor, b: Tensor, skip_diagonal: bool) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Walk over steps, or parts of a step, with their products [steps, rows, Q]."""
+    block, (n_steps, n_rows), n_columns = BLOCK.get(a.device.type, BLOCK["cuda"]), a.shape[:2], b.shape[1]
+    step_size = max(1, block // (n_rows * n_columns))
+    row_size = n_rows if step_size > 1 else max(1, block // n_columns)
+    for step in range(0, n_steps, step_size):
+        for row in range(0, n_rows, row_size):
+            steps, rows = slice(step, step + step_size), slice(row, row + row_size)
+            z = a[steps, rows] @ b[steps].mT
+            if skip_diagonal:
+                z.diagonal(row, 1, 2).fill_(-1e30)
+            yield steps, rows, z
+
+
+def _exp(z: Tensor) -> Tensor:
+    # e^-60 is as good as nothing, and smaller numbers end as denormals, which make a CPU 20 times slower.
+    return z.clamp_(min=-60).exp_()
