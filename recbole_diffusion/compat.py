@@ -106,16 +106,34 @@ def report_to_tune(metrics: Mapping[str, float]) -> None:
     ImportError
         Ray is not installed.
     """
+    if tune_trial_id() is None:
+        return
     from ray import tune
 
     if hasattr(tune, "get_context"):
-        if tune.get_context().get_trial_id() is not None:
-            tune.report(dict(metrics))
+        tune.report(dict(metrics))
     else:
         from ray.air import session
 
-        if session.get_trial_id() is not None:
-            session.report(dict(metrics))
+        session.report(dict(metrics))
+
+
+def tune_trial_id() -> str | None:
+    """Name of the Ray Tune trial this process runs in, None outside of one."""
+    from ray import tune
+
+    if hasattr(tune, "get_context"):
+        return tune.get_context().get_trial_id()
+    from ray.air import session  # Ray 2.6
+
+    return session.get_trial_id()
+
+
+def tune_run_config(**options: Any) -> Any:
+    """Ray Tune's ``RunConfig``, which Ray 2.6 keeps in ``ray.air`` and current ones in ``ray.tune``."""
+    from ray import air, tune
+
+    return (tune if hasattr(tune, "get_context") else air).RunConfig(**options)
 
 
 def bridge_anomaly_detection() -> None:

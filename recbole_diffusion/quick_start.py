@@ -68,22 +68,8 @@ def _run_rank(rank: int, model, dataset, config_file_list, config_dict, saved, q
 
 def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict[str, Any]:
     """Train and test what a Config says; the result is that of ``run``."""
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    logger = getLogger()
-    logger.info(config)
-
-    data, train_data, valid_data, test_data = prepare_data(config)
-    logger.info(data)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    logger.info(network)
-    trainer = build_trainer(config, network)
-    resume_file = find_resume_file(config)
-    if resume_file:
-        trainer.resume_checkpoint(resume_file)
-
-    show = config["show_progress"]
+    trainer, train_data, valid_data, test_data = prepare_training(config)
+    logger, show = getLogger(), config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=show, callback_fn=callback_fn
     )
@@ -100,6 +86,28 @@ def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict
         "model_file": trainer.saved_model_file if saved else None,
         "epochs": len(trainer.train_loss_dict),
     }
+
+
+def prepare_training(config: Config):
+    """Everything that training needs: ``(trainer, train_data, valid_data, test_data)``.
+
+    Seeds all random generators, and resumes the trainer where the key ``resume`` says so.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logger = getLogger()
+    logger.info(config)
+
+    data, train_data, valid_data, test_data = prepare_data(config)
+    logger.info(data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    logger.info(network)
+    trainer = build_trainer(config, network)
+    resume_file = find_resume_file(config)
+    if resume_file:
+        trainer.resume_checkpoint(resume_file)
+    return trainer, train_data, valid_data, test_data
 
 
 def build_config(model: str | None, dataset: str | None, config_file_list=None, config_dict=None) -> Config:

@@ -194,6 +194,7 @@ class DiffusionTrainer(Trainer):
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train as RecBole's ``fit`` does, keeping the state of the last epoch beside the best checkpoint."""
         self._save_last = saved
+        _keep_item_tokens(self.model, train_data._dataset)
         if self._resume_state is not None:
             self._restore_random_state(train_data)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
@@ -273,6 +274,12 @@ class DiffusionTrainer(Trainer):
             self._load_model(load_checkpoint(path, model=self.config["model"]), path)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+
+def _keep_item_tokens(model, dataset) -> None:
+    """Let RecBole keep the items' external tokens in every checkpoint, so that ``recommend`` needs no dataset."""
+    model.item_tokens = dataset.field2id_token[dataset.iid_field].tolist()
+    model.other_parameter_name = list({*getattr(model, "other_parameter_name", ()), "item_tokens"})
 
 
 def _random_state(train_data) -> dict[str, Any]:

@@ -1,0 +1,311 @@
+"""Top-k items with scores and uncertainty for any history, also of a user never seen in training.
+
+python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --history 1193,661,914 --inference_seeds 10
+python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --input histories.jsonl --output out.jsonl
+
+A line of the input is a list of item tokens, oldest first, ``["1193", "661"]``, or an object with a ``history``, whose
+other keys are passed on, ``{"user": "u7", "history": ["1193", "661"]}``. A line of the output has ``items``, best
+first, ``scores``, ``spread`` (the standard deviation of each score over the seeds; null with less than two) and
+``unknown`` (tokens that the model does not know and left out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType, get_model
+from torch import Tensor
+
+from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.diffusion_utils import resolve_seeds
+from recbole_diffusion.model.base import DiffusionRecommender, check_number
+from recbole_diffusion.quick_start import load_data_and_model
+
+
+@dataclass
+class Recommendation:
+    """The best items of one history, best first.
+
+    ``spread``, the uncertainty, is the standard deviation of each score over the seeds, None with less than two;
+    ``unknown`` holds the tokens of the history that the model does not know.
+    """
+
+    items: list[str]
+    scores: list[float]
+    spread: list[float] | None
+    unknown: list[str]
+
+
+def recommend(
+    model_file: str | Path,
+    histories: Iterable[Sequence[str]],
+    k: int = 10,
+    exclude_seen: bool = False,
+    batch_size: int | None = None,
+    inference_seeds: int | list[int] | None = None,
+) -> list[Recommendation]:
+    """Recommend k items for each history of external item tokens, oldest first.
+
+    Of a history longer than the model reads, the last items count. With ``exclude_seen``, no item of the history (all
+    of it) is recommended; fewer than k are left where the catalogue is that small. ``inference_seeds`` replaces the
+    model's own, seeds or their number: with several, scores are probabilities averaged over them and have a spread. For
+    millions of histories, or one at a time, keep a `Recommender`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `Recommender`, and ValueError naming the first history that is empty or has only unknown tokens.
+    """
+    return list(Recommender(model_file, inference_seeds).stream(histories, k, exclude_seen, batch_size))
+
+
+class Recommender:
+    """A trained sequential model, ours or RecBole's, loaded once to recommend.
+
+    A checkpoint that our trainer wrote needs no dataset. For others, and for models whose layers read the data, the
+    dataset is loaded again as in training.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such checkpoint, or it needs its dataset, which is not found.
+    ValueError
+        It is no checkpoint, or holds a model that reads no histories; or bad ``inference_seeds``.
+    """
+
+    def __init__(self, model_file: str | Path, inference_seeds: int | list[int] | None = None):
+        checkpoint = load_checkpoint(model_file)
+        config, state = checkpoint["config"], checkpoint.get("other_parameter") or {}
+        if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+            raise ValueError(f"model_file [{model_file}] holds [{config['model']}], which reads no histories.")
+        self.name, tokens = config["model"], state.get("item_tokens")
+        try:
+            model = get_model(self.name)(config, Catalogue(config["ITEM_ID_FIELD"], tokens)).to(config["device"])
+            model.load_state_dict(checkpoint["state_dict"])
+            model.load_other_parameter(state)
+        except NeedsData:
+            config, model, dataset, *_ = load_data_and_model(model_file)
+            tokens = dataset.field2id_token[dataset.iid_field].tolist()
+        if inference_seeds is not None:
+            if not isinstance(model, DiffusionRecommender):
+                raise ValueError(f"inference_seeds [{inference_seeds}] cannot be given: [{self.name}] draws nothing.")
+            model.inference_seeds = resolve_seeds(inference_seeds)
+        self.model, self.tokens, self.device = model.eval(), tokens, config["device"]
+        self.batch_size = config["eval_batch_size"]
+        self.ids = {token: number for number, token in enumerate(tokens) if number}  # 0 is the padding
+
+    def encode(self, history: Sequence[str]) -> tuple[list[int], list[str]]:
+        """The item numbers of a history and the tokens that are unknown; whole numbers are read as tokens.
+
+        Raises ValueError where it is no sequence of tokens, or holds no known one.
+        """
+        if isinstance(history, (str, bytes, dict)) or not isinstance(history, Iterable):
+            raise ValueError(f"[{history}] is no list of item tokens.")
+        known, unknown = [], []
+        for token in history:
+            if isinstance(token, bool) or not isinstance(token, (str, Integral)):
+                raise ValueError(f"[{token}] is no item token.")
+            number = self.ids.get(str(token))
+            known.append(number) if number else unknown.append(str(token))
+        if not known:
+            raise ValueError(f"none of its items is known: {', '.join(unknown[:5])}." if unknown else "it is empty.")
+        return known, unknown
+
+    def stream(
+        self, histories: Iterable[Sequence[str]], k: int = 10, exclude_seen: bool = False, batch_size: int | None = None
+    ) -> Iterator[Recommendation]:
+        """Recommend as `recommend` does, one batch at a time in constant memory."""
+        for batch in _batches(enumerate(histories), batch_size or self.batch_size):
+            encoded = []
+            for index, history in batch:
+                try:
+                    encoded.append(self.encode(history))
+                except ValueError as error:
+                    raise ValueError(f"history {index} cannot be used: {error}") from None
+            yield from self.rank(encoded, k, exclude_seen)
+
+    @torch.no_grad()
+    def rank(self, encoded: list[tuple[list[int], list[str]]], k: int, exclude_seen: bool) -> list[Recommendation]:
+        """Recommend for one batch of what `encode` returned."""
+        check_number({"k": k}, "k", int, 1)
+        length = self.model.max_seq_length
+        item_seq = _padded([known[-length:] for known, _ in encoded], length)
+        seq_len = torch.tensor([min(len(known), length) for known, _ in encoded])
+        interaction = Interaction({self.model.ITEM_SEQ: item_seq, self.model.ITEM_SEQ_LEN: seq_len}).to(self.device)
+        seen = None
+        if exclude_seen:
+            seen = _padded([known for known, _ in encoded], max(len(known) for known, _ in encoded)).to(self.device)
+        found = []
+        scores, items, spread = (part if part is None else part.tolist() for part in self._topk(interaction, k, seen))
+        for row, (_, unknown) in enumerate(encoded):
+            count = sum(score > -torch.inf for score in scores[row])  # excluded items come last
+            tokens = [self.tokens[item] for item in items[row][:count]]
+            found.append(Recommendation(tokens, scores[row][:count], spread and spread[row][:count], unknown))
+        return found
+
+    def _topk(self, interaction: Interaction, k: int, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores, items and spread of the best k of each row, [B, k]; ``seen`` [B, M] are no candidates (0: none)."""
+        if isinstance(self.model, DiffusionRecommender):
+            scores, items, std = self.model.topk(interaction, k, seen, return_std=True)
+            return scores, items, std if len(self.model.inference_seeds) > 1 else None
+        try:
+            scores = self.model.full_sort_predict(interaction).view(len(interaction), -1)
+        except (KeyError, NotImplementedError) as error:
+            what = f"reads {error}, too" if isinstance(error, KeyError) else "cannot rank all items at once"
+            raise ValueError(f"model [{self.name}] cannot recommend for a history alone: it {what}.") from error
+        scores[:, 0] = -torch.inf
+        if seen is not None:
+            scores.scatter_(1, seen, -torch.inf)
+        return *scores.topk(min(k, scores.shape[1])), None
+
+
+class NeedsData(AttributeError):
+    """A model asked for more of its dataset than a checkpoint knows."""
+
+
+class Catalogue:
+    """Stands in for the dataset where a model only counts its items."""
+
+    def __init__(self, field: str, tokens: list[str] | None):
+        self.field, self.tokens = field, tokens
+
+    def num(self, field: str) -> int:
+        """Number of items, the padding among them."""
+        if field != self.field or self.tokens is None:
+            raise NeedsData(field)
+        return len(self.tokens)
+
+    def __getattr__(self, name: str):
+        raise NeedsData(name)
+
+
+def _padded(rows: list[list[int]], length: int) -> Tensor:
+    """[B, length], zeros on the right."""
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+
+
+def _batches(values: Iterable, size: int) -> Iterator[list]:
+    values = iter(values)
+    while batch := list(islice(values, size)):
+        yield batch
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def _record(line: str) -> dict[str, Any]:
+    """One line of the input as a dictionary with a ``history``."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error}).") from None
+    record = {"history": record} if isinstance(record, list) else record
+    if not isinstance(record, dict) or "history" not in record:
+        raise ValueError('it is neither a list of item tokens nor an object with a "history".')
+    return record
+
+
+def recommend_lines(
+    recommender: Recommender,
+    lines: Iterable[str],
+    k: int = 10,
+    exclude_seen: bool = False,
+    batch_size: int | None = None,
+    keep_going: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Recommend for lines of JSON, in their order and in constant memory: one dictionary a line.
+
+    Raises ValueError naming the first line that cannot be used; with ``keep_going``, its dictionary says ``error``.
+    """
+    for batch in _batches(enumerate(lines, start=1), batch_size or recommender.batch_size):
+        records, encoded, errors = [], [], {}
+        for place, (number, line) in enumerate(batch):
+            record = {}
+            try:
+                record = _record(line)
+                encoded.append(recommender.encode(record.pop("history")))
+            except ValueError as error:
+                if not keep_going:
+                    raise ValueError(f"line {number} cannot be used: {error}") from None
+                errors[place] = {"error": str(error)}
+            records.append(record)
+        results = iter(recommender.rank(encoded, k, exclude_seen) if encoded else ())
+        for place, record in enumerate(records):
+            yield {**record, **(errors.get(place) or vars(next(results)))}
+
+
+def _dumps(record: dict[str, Any]) -> str:
+    """A line of JSON, the numbers with six significant digits: float32 holds no more."""
+    short = {key: [float(f"{value:.6g}") for value in record[key]] for key in ("scores", "spread") if record.get(key)}
+    return json.dumps({**record, **short})
+
+
+def _seeds(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # which is then said to be wrong
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_diffusion.recommend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model_file", required=True, help="a checkpoint")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--history", help="item tokens, oldest first, separated by commas")
+    given.add_argument("--input", help="a file with one history a line (JSON)")
+    add("--output", help="the file to write, a line for each history (default: standard output)")
+    add("--topk", type=int, default=10, help="how many items (default: %(default)s)")
+    add("--exclude_seen", action="store_true", help="recommend no item of the history")
+    add(
+        "--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own, such as 10 or [1,2]"
+    )
+    add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
+    add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        for name in ("topk", "batch_size"):
+            if getattr(args, name) is not None:
+                check_number(vars(args), name, int, 1)
+        if args.input and not Path(args.input).is_file():
+            raise FileNotFoundError(f"input [{args.input}] does not exist.")
+        recommender, start, count = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
+        with ExitStack() as files:
+            lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
+            if args.input:
+                lines = files.enter_context(open(args.input, encoding="utf-8"))
+            out = files.enter_context(open(args.output, "w", encoding="utf-8")) if args.output else sys.stdout
+            options = (args.topk, args.exclude_seen, args.batch_size, args.keep_going)
+            for record in recommend_lines(recommender, lines, *options):
+                out.write(_dumps(record) + "\n")
+                count += 1
+        if args.output:
+            seconds = time.perf_counter() - start
+            print(f"{count:,} histories in {seconds:.1f} s, {count / seconds:,.0f} a second: {args.output}")
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
