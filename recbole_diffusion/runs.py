@@ -1,0 +1,53 @@
+"""What programs that train many models share: a run untouched by the command line, its settings, whole files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from recbole.config import Config
+
+# What depends on the machine or on how a run is watched, and on no result.
+MACHINE_KEYS = {
+    *("data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"),
+    *("device", "gpu_id", "use_gpu", "worker", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
+    *("single_spec", "resume", "show_progress", "state", "verbose", "log_wandb", "wandb_project", "config_files"),
+}
+
+
+@contextlib.contextmanager
+def own_process_state() -> Iterator[None]:
+    """Hide the command line from RecBole's Config, and keep the environment as it is.
+
+    Config takes every ``--key=value`` it finds in ``sys.argv`` above all else, and sets CUDA_VISIBLE_DEVICES.
+    """
+    with mock.patch.object(sys, "argv", sys.argv[:1]), mock.patch.dict(os.environ):
+        yield
+
+
+def plain_config(config: Config) -> dict[str, Any]:
+    """What a Config says of the result, as JSON's values: no paths, no device."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        return getattr(value, "name", str(value))  # RecBole's enums
+
+    return {key: plain(value) for key, value in config.final_config_dict.items() if key not in MACHINE_KEYS}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one piece: readers, and a crash, see the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

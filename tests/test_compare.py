@@ -1,0 +1,237 @@
+"""A comparison runs what is missing and no more, computes what SciPy does, and writes tables that can be used."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+
+import pytest
+from scipy.stats import ttest_1samp
+
+from recbole_diffusion import compare as module
+from recbole_diffusion.compare import compare, main, paired_test
+from recbole_diffusion.trainer import DiffusionTrainer
+
+from .conftest import ROOT, TINY
+
+PARAMETERS = {**TINY, "n_layers": 1, "num_steps": 4, "epochs": 2, "limit_train_batches": 2}
+PARAMETERS |= {"data_path": str(ROOT / "dataset"), "state": "ERROR", "metrics": ["Hit", "NDCG"], "topk": [5, 10]}
+
+
+def files(folder) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
+    epochs, cut = [], (("DiffuRec", 2, 1),)
+    train_epoch = DiffusionTrainer._train_epoch
+
+    def interrupt(interaction):
+        raise KeyboardInterrupt
+
+    def watched(self, train_data, epoch_idx, *args, **kwargs):
+        epochs.append((self.config["model"], self.config["seed"], epoch_idx))
+        if epochs[-1] in cut:
+            self.model.calculate_loss = interrupt
+        return train_epoch(self, train_data, epoch_idx, *args, **kwargs)
+
+    monkeypatch.setattr(DiffusionTrainer, "_train_epoch", watched)
+
+    def go(output):
+        return compare(["DiffuRec", "SASRec"], "markov-toy", 2, config_dict=PARAMETERS, output=output)
+
+    with pytest.raises(KeyboardInterrupt):
+        go("cut")
+    cut = ()
+    trained = len(epochs)
+    result = go("cut")
+    # Neither a run that was done, nor an epoch that was done, is trained again.
+    assert epochs[trained:] == [("DiffuRec", 2, 1), ("SASRec", 2, 0), ("SASRec", 2, 1)]
+    whole = go("whole")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole") and result["runs"] == whole["runs"]
+    names = {f"runs/{model}-markov-toy-{seed}.json" for model in ("DiffuRec", "SASRec") for seed in (1, 2)}
+    assert files(tmp_path / "cut").keys() == {"compare.md", "compare.tex", *names}
+    assert not any(str(tmp_path) in text or str(ROOT) in text for text in files(tmp_path / "cut").values())
+    # The seed matters, and is RecBole's.
+    runs = result["runs"]["DiffuRec"]
+    assert runs[1]["test_result"] != runs[2]["test_result"] and runs[2]["config"]["seed"] == 2
+    # Of this package's and RecBole's models, RecBole's is the baseline.
+    assert "## Against SASRec" in result["markdown"].read_text()
+
+
+def test_the_command_line_reaches_every_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "small.yaml").write_text("hidden_size: 16\nn_heads: 2\nn_layers: 1\ninner_size: 32\nepochs: 5\n")
+    words = ["--models=DiffuRec,SASRec,Pop", "--dataset=markov-toy", "--seeds=7,", "--config_files=small.yaml"]
+    words += ["--epochs=1", "--limit_train_batches=1", "--num_steps=4", "--state=ERROR", f"--data_path={ROOT}/dataset"]
+    monkeypatch.setattr(sys, "argv", ["compare", *words, "--output=out"])
+    main()
+    runs = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "runs").iterdir())]
+    assert [(run["model"], run["seed"], run["epochs"]) for run in runs] == [
+        ("DiffuRec", 7, 1),
+        ("Pop", 7, 1),
+        ("SASRec", 7, 1),
+    ]
+    for run in runs:
+        assert (run["config"]["hidden_size"], run["config"]["epochs"]) == (16, 1)
+        # RecBole reads sys.argv by itself: the comparison's own flags must not end among a run's parameters.
+        assert not run["config"].keys() & {"models", "seeds", "output"}
+    assert "## Against Pop" in capsys.readouterr().out
+    # The command that the page names makes it anew, from the runs at hand.
+    command = re.search(r"```bash\n(.*)\n```", (tmp_path / "out" / "compare.md").read_text())[1]
+    assert "--seeds=7, " in command and "--epochs=1" in command and str(ROOT) not in command
+
+    # The runs of other parameters are not mixed with these.
+    monkeypatch.setattr(sys, "argv", ["compare", *words, "--output=out", "--learning_rate=0.5"])
+    with pytest.raises(SystemExit, match=r"DiffuRec-markov-toy-7.json\] was run with learning_rate \[0.001\], not"):
+        main()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    words = ["--models=DiffuRec,Pop", "--dataset=markov-toy", "--seeds=1", "--learning_rate=1e30", "--epochs=1"]
+    words += ["--hidden_size=16", "--n_heads=2", "--n_layers=1", "--num_steps=4", "--state=ERROR"]
+    monkeypatch.setattr(sys, "argv", ["compare", *words, f"--data_path={ROOT}/dataset"])
+    with pytest.raises(SystemExit, match="Failed: DiffuRec-markov-toy-1;"):
+        main()
+    out = capsys.readouterr().out
+    assert "Failed: DiffuRec-markov-toy-1: Training loss is [nan]" in out and "| Pop " in out
+    assert "\n| DiffuRec" not in out and "Against" not in out
+
+
+def test_the_statistics_are_those_of_the_textbook_and_of_scipy():
+    # Differences 1, 2, 3: t = 2 sqrt(3) with two degrees of freedom, whose p has a closed form.
+    mean, p, d = paired_test([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    t = 2 * math.sqrt(3)
+    assert mean == 2 and d == 2 and math.isclose(p, 1 - t / math.sqrt(t * t + 2))
+    ours, base = [0.31, 0.28, 0.35, 0.30, 0.33], [0.30, 0.29, 0.31, 0.27, 0.33]
+    mean, p, d = paired_test(ours, base)
+    test = ttest_1samp([a - b for a, b in zip(ours, base, strict=True)], 0)
+    assert math.isclose(p, test.pvalue) and math.isclose(d, test.statistic / math.sqrt(5))
+
+
+@pytest.mark.filterwarnings("error")  # SciPy and NumPy warn where they divide by zero
+@pytest.mark.parametrize("values, baseline", [([0.2, 0.2], [0.1, 0.1]), ([0.2, 0.3], [0.2, 0.3]), ([0.2], [0.1])])
+def test_without_spread_nothing_is_tested(values, baseline):
+    mean, p, d = paired_test(values, baseline)
+    assert math.isclose(mean, values[0] - baseline[0]) and p is None and d is None
+
+
+def made_up(**metrics) -> dict[int, dict]:
+    """Runs of a model under the seeds 1, 2, ..., with these values."""
+    rows = zip(*metrics.values(), strict=True)
+    return {
+        seed: {"test_result": dict(zip(metrics, row, strict=True)), "epochs": seed}
+        for seed, row in enumerate(rows, start=1)
+    }
+
+
+RUNS = {
+    "SASRec": made_up(**{"hit@10": [0.30, 0.32, 0.34], "averagepopularity@10": [5.0, 5.0, 5.0]}),
+    "Di_ff": made_up(**{"hit@10": [0.41, 0.39, 0.40], "averagepopularity@10": [7.0, 7.0, 7.0]}),
+    "Tied": made_up(**{"hit@10": [0.40001] * 3, "averagepopularity@10": [9.0] * 3}),
+}
+RUNS["Tied"][4] = RUNS["Tied"].pop(1)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_tables_hold_mean_deviation_and_test(capsys):
+    metrics, tests = (table.markdown().splitlines() for table in module._tables(RUNS, "shop", "SASRec"))
+    # Of popularity RecBole says that less is better; what prints the same is equally good.
+    assert [cells(line) for line in metrics if line.startswith("| ")] == [
+        ["model", "hit@10", "averagepopularity@10", "seeds", "epochs"],
+        ["SASRec", "0.3200 ± 0.0200", "**5.0000** ± 0.0000", "3", "2.0"],
+        ["Di_ff", "**0.4000** ± 0.0100", "7.0000 ± 0.0000", "3", "2.0"],
+        ["Tied", "**0.4000** ± 0.0000", "9.0000 ± 0.0000", "3", "2.0"],
+    ]
+    _, p, d = paired_test([0.41, 0.39, 0.40], [0.30, 0.32, 0.34])
+    rows = [cells(line) for line in tests if line.startswith("| ")]
+    assert rows[1] == ["Di_ff", "hit@10", "+0.0800", f"{p:.2g}", f"{d:+.2f}", "3"]
+    assert rows[2] == ["Di_ff", "averagepopularity@10", "+2.0000", "n/a", "n/a", "3"]
+    assert rows[3][:3] == ["Tied", "hit@10", "+0.0700"] and rows[3][5] == "2"  # the seeds that both have
+
+
+def test_the_papers_numbers_stand_beside(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "PAPERS", tmp_path / "papers.csv")
+    assert module._paper_table(["SASRec"], "shop", ["hit@10"]) is None and "checkout" in capsys.readouterr().out
+    lines = ["paper,table,dataset,model,metric,value,std"]
+    lines += [
+        "a,Table 1,shop,SASRec,HR@10,0.31,0.01",
+        "a,Table 1,shop,SASRec,NDCG@10,0.2,",
+        "a,Table 1,shop,GRU,HR@10,1,",
+    ]
+    lines += ["b,Table 2,shop,DiffuRecSys (V1),Recall@10,0.42,", "a,Table 1,other,SASRec,HR@10,0.99,"]
+    (tmp_path / "papers.csv").write_text("\n".join(lines) + "\n")
+    table = module._paper_table(["DiffuRecSys", "SASRec"], "shop", ["hit@10", "ndcg@10"])
+    assert table.rows == [
+        ["DiffuRecSys (V1)", "b", "Table 2", "0.4200", ""],
+        ["SASRec", "a", "Table 1", "0.3100 ± 0.0100", "0.2000"],
+    ]
+    assert module._paper_table(["Pop"], "shop", ["hit@10"]) is None and "no numbers" in capsys.readouterr().out
+
+
+def test_the_latex_is_well_formed():
+    for table in module._tables(RUNS, "shop_1 & 50%", "SASRec"):
+        text = table.latex()
+        bare = re.sub(r"\\[{}&%_$#]", "", text)
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        assert "_" not in bare and "%" not in bare and "**" not in text and "±" not in text
+        assert "&" not in bare[: bare.index("tabular")]
+        begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+        assert begun == ["table", "tabular"] and ended == begun[::-1]
+        columns = len(re.search(r"begin{tabular}{(l+)}", text)[1])
+        assert {line.count("&") for line in bare.splitlines() if line.endswith("\\\\")} == {columns - 1}
+    assert r"\textbf{0.4000} $\pm$ 0.0100" in module._tables(RUNS, "shop", "SASRec")[0].latex()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"models": []}, r"models \[\]"),
+        ({"models": ["Pop", "Pop"]}, r"models \[Pop,Pop\].*each once"),
+        ({"models": ["DifuRec"]}, "Did you mean DiffuRec"),
+        ({"baseline": "GRU4Rec"}, r"baseline \[GRU4Rec\].*SASRec, Pop"),
+        ({"seeds": 0}, r"seeds \[0\]"),
+        ({"seeds": []}, r"seeds \[\[\]\]"),
+        ({"seeds": [1, 1]}, r"seeds \[\[1, 1\]\]"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"seeds": 2.5}, r"seeds \[2.5\]"),
+        ({"config_dict": {"seed": 3}}, r"seed \[3\]"),
+        ({"config_dict": {"resume": "auto"}}, r"resume \[auto\]"),
+        ({"config_dict": {"nproc": 2}}, r"nproc \[2\]"),
+        ({"models": ["DiffuRec"], "config_dict": {"num_steps": 0}}, "num_steps"),
+        ({"config_file_list": ["seeded.yaml"]}, r"seed \[4\]"),
+        ({"config_file_list": ["nothing.yaml"]}, "nothing.yaml"),
+    ],
+)
+def test_bad_options_are_named_before_anything_runs(tmp_path, options, message):
+    (tmp_path / "seeded.yaml").write_text("seed: 4\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        compare(**{"models": ["SASRec", "Pop"], "dataset": "no-such-dataset", **options})
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--epochs", "3"], "write parameters as --key=value"),
+        (["--seeds=many"], r"\[many\] must be a count"),
+        (["--seeds=0"], r"ValueError: seeds \[0\]"),
+        (["--config_files=nothing.yaml"], r"FileNotFoundError: .*nothing.yaml"),
+    ],
+)
+def test_the_command_line_names_what_is_wrong(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["compare", "--models=Pop", *words])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert re.search(message, f"{error.value} {capsys.readouterr().err}")
+
+
+def test_a_file_that_is_no_run_is_named(tmp_path):
+    file = tmp_path / "out" / "runs" / "Pop-markov-toy-1.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="Pop-markov-toy-1.json.*not a run"):
+        compare(["Pop"], "markov-toy", 1, output="out")
