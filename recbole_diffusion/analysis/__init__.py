@@ -1,0 +1,1 @@
+"""What the papers look at beyond a metric table: ``python -m recbole_diffusion.analysis --help``."""

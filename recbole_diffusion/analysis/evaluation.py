@@ -1,0 +1,226 @@
+"""A trained model on its test rows: what it ranks and generates, computed once and shared by the sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from plotly.graph_objects import Figure
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_diffusion.diffusion_utils import seed_average
+from recbole_diffusion.model.base import DiffusionRecommender
+from recbole_diffusion.quick_start import load_data_and_model
+
+K = 10  # of Hit@K and NDCG@K
+PLATEAU_K = 40  # scores that Avg.Change looks at
+SEED_COUNTS = (1, 2, 5, 10, 20)
+MAX_SCORES = 2**25  # most item scores held at once, over batch and seeds
+
+
+class NotApplicable(Exception):
+    """A section has nothing to show for this model or run; the message says why."""
+
+
+@dataclass
+class Section:
+    """One analysis: a sentence or two, the numbers, and the plot of these numbers."""
+
+    text: str
+    table: pd.DataFrame
+    figure: Figure
+
+
+@dataclass
+class SeedRanking:
+    """How U test rows are ranked by each of S seeds alone, and by groups of seeds together."""
+
+    top: Tensor  # [S, U, K] best items of each seed
+    places: Tensor  # [S, U] place of the target under each seed, as Evaluation.places
+    group_places: dict[int, Tensor]  # number of seeds n -> [S // n, U], under the average of each group of n
+    average_top: Tensor  # [U, K] best items of the average over all seeds
+    spread: Tensor  # [U] standard deviation over the seeds as a share of the mean probability, over average_top
+
+
+class Evaluation:
+    """Test rows of a checkpoint, at most ``max_users`` of them drawn by ``seed``, and what its model makes of them.
+
+    A test row is a history with the item that came next; under the papers' protocol each user has one. Every item is a
+    candidate.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As ``load_data_and_model``; the model is not sequential.
+    """
+
+    def __init__(self, model_file: str | Path, max_users: int, seed: int, log_dir: str | Path):
+        self.model_file, self.seed, self.log_dir = Path(model_file), seed, Path(log_dir)
+        self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file)
+        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+            raise ValueError(f"model_file [{model_file}] holds [{self.config['model']}]; allowed: a sequential model.")
+        self.model.eval()
+        self.is_diffusion = isinstance(self.model, DiffusionRecommender)
+        self.train, test = train_data._dataset, test_data._dataset
+        self.n_items, self.n_rows = test.item_num, len(test)
+        rows = torch.arange(self.n_rows)
+        if self.n_rows > max_users:
+            rows = rows[torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))[:max_users]]
+        self.rows = rows.sort().values
+        # As RecBole's loader does: some of its models read a history changed by the loader.
+        self.interaction = test_data.transform(test, test[self.rows])
+        self.target = self.interaction[test.iid_field]
+        self.popularity = np.bincount(self.train.inter_matrix(form="coo").col, minlength=self.n_items)
+        self.history_length = _history_length(train_data._dataset, valid_data._dataset, test)[self.rows.numpy()]
+
+    def batches(self, copies: int) -> Iterator[slice]:
+        """Slices of the rows, such that that many copies of each exceed neither eval_batch_size nor MAX_SCORES."""
+        size = max(1, min(self.config["eval_batch_size"], MAX_SCORES // self.n_items) // copies)
+        return (slice(first, first + size) for first in range(0, len(self.rows), size))
+
+    def batch(self, rows: slice):
+        """Those rows on the model's device."""
+        return self.interaction[rows].to(self.config["device"])
+
+    # ------------------------------------------------------------------ ranking
+
+    @cached_property
+    @torch.no_grad()
+    def ranking(self) -> tuple[Tensor, Tensor]:
+        """The best items of each row and their scores, [U, 40] each (fewer in a smaller catalogue).
+
+        Raises
+        ------
+        ValueError
+            The model scores given items alone, as some of RecBole's do.
+        """
+        found = []
+        for rows in self.batches(1):
+            try:
+                scores = self.model.full_sort_predict(self.batch(rows)).view(-1, self.n_items)
+            except NotImplementedError:
+                raise ValueError(
+                    f"model_file [{self.model_file}] holds [{self.config['model']}], which scores given items alone; "
+                    "allowed: a model that scores all items."
+                ) from None
+            scores[:, 0] = -torch.inf
+            found.append([part.cpu() for part in scores.topk(min(PLATEAU_K, self.n_items - 1))])
+        scores, items = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return items, scores
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Place of each row's target in its ranking, from 0, infinite beyond the best 40: [U]."""
+        return place_of(self.ranking[0], self.target)
+
+    # ------------------------------------------------------------------ seeds
+
+    @property
+    def own_seeds(self) -> list[int]:
+        """The seeds that the model averages over."""
+        if not self.is_diffusion:
+            raise NotApplicable(f"{self.config['model']} draws nothing at inference.")
+        return self.model.inference_seeds
+
+    @property
+    def seeds(self) -> list[int]:
+        """The model's own seeds, then 0, 1, ... until there are at least 20."""
+        own = self.own_seeds
+        others = (seed for seed in range(max(SEED_COUNTS) + len(own)) if seed not in own)
+        return own + [seed for seed, _ in zip(others, range(max(SEED_COUNTS) - len(own)), strict=False)]
+
+    @cached_property
+    @torch.no_grad()
+    def x_start(self) -> Tensor:
+        """Generated embedding of every row's next item under each of ``seeds``, [S, U, D]."""
+        seeds = self.seeds
+        parts = [self.model.sample_start(self.batch(rows), seeds).cpu() for rows in self.batches(len(seeds))]
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    @torch.no_grad()
+    def generated(self) -> Tensor:
+        """Mean of the generated embeddings over the model's own seeds, [U, D]."""
+        return self.x_start[: len(self.own_seeds)].mean(0)
+
+    @cached_property
+    @torch.no_grad()
+    def seed_ranking(self) -> SeedRanking:
+        """How the seeds rank, one by one and together."""
+        if torch.equal(self.x_start, self.x_start[:1].expand_as(self.x_start)):
+            raise NotApplicable(f"all seeds give {self.config['model']} the same scores with these settings.")
+        seeds, k = self.seeds, min(K, self.n_items - 1)
+        counts = sorted({*SEED_COUNTS, len(self.own_seeds)})
+        found: list[dict[Any, Tensor]] = []
+        for rows in self.batches(len(seeds)):
+            target = self.target[rows]
+            x_start = self.x_start[:, rows].to(self.config["device"])
+            p = self.model.item_scores(x_start).softmax(-1)
+            top = p.topk(k).indices.cpu()
+            mean, std = seed_average(lambda part, p=p: p, seeds, return_std=True)
+            average_top = mean.topk(k).indices
+            spread = (std / mean).gather(1, average_top).mean(1)
+            part = {"top": top, "places": place_of(top, target), "average_top": average_top.cpu()[None]}
+            part["spread"] = spread.cpu()[None]
+            for n in counts:
+                groups = p[: len(p) // n * n].unflatten(0, (-1, n)).mean(1)
+                part[n] = place_of(groups.topk(k).indices.cpu(), target)
+            found.append(part)
+        whole = {key: torch.cat([part[key] for part in found], dim=1) for key in found[0]}
+        groups = {n: whole[n] for n in counts}
+        return SeedRanking(whole["top"], whole["places"], groups, whole["average_top"][0], whole["spread"][0])
+
+
+def place_of(top: Tensor, target: Tensor) -> Tensor:
+    """Place from 0 of target [U] among the best items [..., U, k], infinite where it is not there: [..., U]."""
+    hit = top == target.unsqueeze(-1)
+    return torch.where(hit.any(-1), hit.float().argmax(-1), torch.inf)
+
+
+def ndcg(places: Tensor, k: int = K) -> Tensor:
+    """NDCG@k of one target at each place (from 0), in the shape of ``places``."""
+    return torch.where(places < k, 1 / (places.double() + 2).log2(), 0.0)
+
+
+def hit(places: Tensor, k: int = K) -> Tensor:
+    """Hit@k of one target at each place (from 0), in the shape of ``places``."""
+    return (places < k).double()
+
+
+def group_metrics(places: Tensor, groups: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Hit@10 and NDCG@10 of named groups of rows (bool [U]), each with half the width of its 95% interval."""
+    table = []
+    for name, inside in groups.items():
+        row = {"group": name, "users": int(inside.sum())}
+        for metric, values in (("hit@10", hit(places)), ("ndcg@10", ndcg(places))):
+            values = values.numpy()[inside]
+            row[metric] = values.mean() if len(values) else math.nan
+            row[f"{metric}_ci95"] = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def quintiles(values: np.ndarray) -> list[np.ndarray]:
+    """Rows in five groups of about equal size by ascending value, bool [U] each; equal values stay together."""
+    if len(np.unique(values)) < 2:
+        raise NotApplicable(f"the value is {values[0]:g} for every user, so there are no groups to compare.")
+    codes = pd.qcut(values, 5, labels=False, duplicates="drop")
+    return [codes == code for code in np.unique(codes)]
+
+
+def _history_length(train, valid, test) -> np.ndarray:
+    """Length of each test row's history before MAX_ITEM_LIST_LENGTH cut it: the user's rows before it, and one."""
+    uid, n = test.uid_field, test.inter_feat[test.item_list_length_field].numpy()
+    users = test.inter_feat[uid].numpy()
+    earlier = np.bincount(train.inter_feat[uid].numpy(), minlength=test.user_num)
+    earlier = earlier + np.bincount(valid.inter_feat[uid].numpy(), minlength=test.user_num)
+    counted = earlier[users] + pd.Series(users).groupby(users).cumcount().to_numpy() + 1
+    return np.where(n < test.max_item_list_len, n, np.maximum(n, counted))

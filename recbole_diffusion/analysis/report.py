@@ -1,0 +1,125 @@
+"""One self-contained page with every analysis, and its numbers as CSV."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from recbole_diffusion.analysis.curves import curves
+from recbole_diffusion.analysis.embeddings import embedding_map
+from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section, hit, ndcg
+from recbole_diffusion.analysis.groups import length, popularity
+from recbole_diffusion.analysis.seeds import diversity, seeds, uncertainty
+from recbole_diffusion.analysis.stages import plateau, stages
+
+# name (also of the CSV) -> title, and the function that makes the section
+SECTIONS: dict[str, tuple[str, Callable[[Evaluation], Section]]] = {
+    "popularity": ("Head and long-tail items", popularity),
+    "length": ("Length of the history", length),
+    "plateau": ("Ranking plateau", plateau),
+    "stages": ("Denoising stages", stages),
+    "seeds": ("Number of seeds", seeds),
+    "uncertainty": ("Uncertainty", uncertainty),
+    "diversity": ("Diversity of the seeds", diversity),
+    "map": ("Map of the embeddings", embedding_map),
+    "curves": ("Training curves", curves),
+}
+OPEN_ROWS, MOST_ROWS = 8, 100  # longer tables open with a click, the longest are in the CSV alone
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1040px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { font-size: 1.3rem; margin: 2.5rem 0 .3rem; } p { margin: .4rem 0; }
+table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+.wide { overflow-x: auto; }
+th:first-child, td:first-child { text-align: left; }
+"""
+# Colours that readers with any kind of colour vision can tell apart (Okabe and Ito).
+COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+
+
+def analyse(
+    model_file: str | Path,
+    output: str | Path,
+    sections: Sequence[str] | None = None,
+    max_users: int = 2000,
+    seed: int = 0,
+    log_dir: str | Path = "log_tensorboard",
+) -> Path:
+    """Write ``index.html`` and one CSV a section into the folder ``output``; return the path of the page.
+
+    ``sections`` are names in SECTIONS (None: all), ``max_users`` bounds the test users, drawn by ``seed``, and
+    ``log_dir`` is where TensorBoard's events lie. A section that has nothing to show says why, and writes no CSV.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The checkpoint or its dataset is missing or foreign, or an option is out of range.
+    """
+    sections = list(SECTIONS) if sections is None else list(sections)
+    unknown = [name for name in sections if name not in SECTIONS]
+    if unknown or not sections:
+        raise ValueError(f"sections [{','.join(unknown)}] is not allowed: some of {', '.join(SECTIONS)}.")
+    if max_users < 1:
+        raise ValueError(f"max_users [{max_users}] is not allowed: a number of users >= 1.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed [{seed}] is not allowed: 0 to 2^32 - 1.")
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output [{output}] is not allowed: a folder, new or old, and this is a file.")
+
+    evaluation = Evaluation(model_file, max_users, seed, log_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name in sections:
+        title, make = SECTIONS[name]
+        file = output / f"{name}.csv"
+        try:
+            section = make(evaluation)
+        except NotApplicable as reason:
+            file.unlink(missing_ok=True)  # of an earlier report here
+            parts.append(f"<h2>{title}</h2>\n<p>Left out: {html.escape(str(reason))}</p>")
+            continue
+        section.table.to_csv(file, index=False)
+        parts.append(_render(name, title, section))
+    page = output / "index.html"
+    page.write_text(_page(evaluation, parts), encoding="utf-8")
+    return page
+
+
+def _render(name: str, title: str, section: Section) -> str:
+    figure = section.figure.update_layout(
+        template="plotly_white",
+        colorway=COLORS,
+        font_size=14,
+        autosize=True,
+        margin={"l": 80, "r": 20, "t": 50, "b": 70},
+    )
+    figure.update_layout(height=figure.layout.height or 420)
+    plot = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config={"displayModeBar": False}
+    )
+    table = section.table.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
+    table = f'<div class="wide">{table}</div>'
+    if len(section.table) > MOST_ROWS:
+        table = ""
+    elif len(section.table) > OPEN_ROWS:
+        table = f"<details><summary>Table</summary>\n{table}\n</details>"
+    text = html.escape(section.text)
+    return f'<h2>{title}</h2>\n<p>{text}</p>\n{plot}\n{table}\n<p>Numbers: <a href="{name}.csv">{name}.csv</a></p>'
+
+
+def _page(evaluation: Evaluation, parts: list[str]) -> str:
+    config, users = evaluation.config, len(evaluation.rows)
+    title = html.escape(f"{config['model']} on {config['dataset']}")
+    drawn = "all" if users == evaluation.n_rows else f"{users:,} (drawn at random) of"
+    metrics = f"Hit@10 {hit(evaluation.places).mean():.4f}, NDCG@10 {ndcg(evaluation.places).mean():.4f}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"<p>{metrics} on {drawn} {evaluation.n_rows:,} test users, among {evaluation.n_items - 1:,} items. "
+        f"Checkpoint: {html.escape(evaluation.model_file.name)}.</p>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
