@@ -13,16 +13,12 @@ from typing import Any
 import yaml
 from recbole.config import Config
 
+from recbole_diffusion.runs import MACHINE_KEYS
+
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "benchmarks" / "manifest.yaml"
 RESULTS = ROOT / "results"
 PAPERS = RESULTS / "papers.csv"
-# What depends on the machine or on how a run is watched, and on no result.
-MACHINE_KEYS = {
-    *("data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"),
-    *("device", "gpu_id", "use_gpu", "worker", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
-    *("single_spec", "resume", "show_progress", "state", "verbose", "log_wandb", "wandb_project", "config_files"),
-}
 
 
 @dataclass(frozen=True)
@@ -163,21 +159,6 @@ def job_config(job: Job, settings: Mapping[str, Any] | None = None, machine: Map
     if config["eval_step"] != 1:
         raise ValueError(f"{job}: eval_step [{config['eval_step']}] must be 1: the curve has a point for each epoch.")
     return config
-
-
-def plain_config(config: Config) -> dict[str, Any]:
-    """What a Config says of the result, as JSON's values: no paths, no device."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        return getattr(value, "name", str(value))  # RecBole's enums
-
-    return {key: plain(value) for key, value in config.final_config_dict.items() if key not in MACHINE_KEYS}
 
 
 def load_papers(path: Path = PAPERS) -> dict[tuple[str, str, str, str], dict[str, tuple[float, float | None]]]:

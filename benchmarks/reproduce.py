@@ -40,13 +40,13 @@ from manifest import (
     load_manifest,
     load_papers,
     paper_values,
-    plain_config,
 )
 from recbole.config import Config
 from results_table import render
 
 from recbole_diffusion.compat import load_checkpoint
 from recbole_diffusion.quick_start import prepare_training
+from recbole_diffusion.runs import plain_config, write_whole
 from recbole_diffusion.trainer import DiffusionTrainer
 
 
@@ -140,14 +140,6 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return points
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one piece: readers, and a crash, see the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def find_cut(folder: Path, config: Config, curve: list[dict[str, Any]]) -> Path | None:

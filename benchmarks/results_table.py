@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values, plain_config
+from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
 from scipy.stats import ttest_rel
+
+from recbole_diffusion.runs import plain_config
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]
 NOT_RUN = "not run"

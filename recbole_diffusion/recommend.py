@@ -12,13 +12,14 @@ first, ``scores``, ``spread`` (the standard deviation of each score over the see
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from recbole_diffusion.compat import load_checkpoint
 from recbole_diffusion.diffusion_utils import resolve_seeds
 from recbole_diffusion.model.base import DiffusionRecommender, check_number
 from recbole_diffusion.quick_start import load_data_and_model
+
+TRIM_EVERY = 16  # batches between two times that free memory is handed back
 
 
 @dataclass
@@ -150,9 +153,9 @@ class Recommender:
         found = []
         scores, items, spread = (part if part is None else part.tolist() for part in self._topk(interaction, k, seen))
         for row, (_, unknown) in enumerate(encoded):
-            count = sum(score > -torch.inf for score in scores[row])  # excluded items come last
-            tokens = [self.tokens[item] for item in items[row][:count]]
-            found.append(Recommendation(tokens, scores[row][:count], spread and spread[row][:count], unknown))
+            left = sum(score > -torch.inf for score in scores[row])  # excluded items come last
+            tokens = [self.tokens[item] for item in items[row][:left]]
+            found.append(Recommendation(tokens, scores[row][:left], spread and spread[row][:left], unknown))
         return found
 
     def _topk(self, interaction: Interaction, k: int, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -197,9 +200,29 @@ def _padded(rows: list[list[int]], length: int) -> Tensor:
 
 
 def _batches(values: Iterable, size: int) -> Iterator[list]:
+    """Lists of ``size`` values, and of what is left."""
     values = iter(values)
-    while batch := list(islice(values, size)):
+    for number in count(1):
+        batch = list(islice(values, size))
+        if not batch:
+            return
         yield batch
+        if not number % TRIM_EVERY:
+            _malloc_trim(0)
+
+
+def _find_malloc_trim():
+    """glibc's ``malloc_trim``, elsewhere nothing.
+
+    Batches of ever different lengths leave holes in glibc's heap, which grows without end; this hands them back.
+    """
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, TypeError, OSError):
+        return lambda pad: None
+
+
+_malloc_trim = _find_malloc_trim()
 
 
 # ------------------------------------------------------------------ the command line
@@ -290,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 check_number(vars(args), name, int, 1)
         if args.input and not Path(args.input).is_file():
             raise FileNotFoundError(f"input [{args.input}] does not exist.")
-        recommender, start, count = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
+        recommender, start, done = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
         with ExitStack() as files:
             lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
             if args.input:
@@ -299,10 +322,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = (args.topk, args.exclude_seen, args.batch_size, args.keep_going)
             for record in recommend_lines(recommender, lines, *options):
                 out.write(_dumps(record) + "\n")
-                count += 1
+                done += 1
         if args.output:
             seconds = time.perf_counter() - start
-            print(f"{count:,} histories in {seconds:.1f} s, {count / seconds:,.0f} a second: {args.output}")
+            print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 

@@ -48,6 +48,6 @@ def plain_config(config: Config) -> dict[str, Any]:
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one piece: readers, and a crash, see the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

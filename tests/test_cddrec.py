@@ -86,6 +86,19 @@ def test_attention_is_the_quadratic_one_also_where_exp_alone_would_overflow(ragg
         torch.testing.assert_close(a, b, atol=1e-4 * scale, rtol=1e-4)
 
 
+def test_dropout_hides_a_key_from_every_position_at_once():
+    module, scores, value = StepQueryAttention(8, T, dropout=0.5), torch.randn(T, 2, 6), torch.randn(2, 6, 8)
+    torch.manual_seed(2)
+    found = module.running_mean(scores, value)
+    torch.manual_seed(2)
+    kept = torch.nn.functional.dropout(torch.ones(T, 2, 6), 0.5)
+    for n in range(6):
+        weight = scores[..., : n + 1].softmax(-1) * kept[..., : n + 1]
+        expected = (weight.unsqueeze(-1) * value[:, : n + 1]).sum(-2)
+        torch.testing.assert_close(found[:, :, n], expected, atol=1e-5, rtol=1e-5)
+    assert 0 < (kept == 0).sum() < kept.numel()
+
+
 # ---------------------------------------------------------------------- Eq. 2 and 4
 
 

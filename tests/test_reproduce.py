@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.runs import plain_config
 
 from .conftest import ROOT, TINY
 
@@ -295,11 +296,9 @@ def test_a_row_that_names_a_line_no_paper_has_is_refused_before_any_run(tmp_path
 def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
     manifest, papers = manifests.load_manifest(), manifests.load_papers()
     for job in manifest.jobs(manifest.datasets, [row.name for row in manifest.runs], [1]):
-        config = manifests.plain_config(manifests.job_config(job))
+        config = plain_config(manifests.job_config(job))
         changes = job.row.overrides(job.dataset)
-        default = manifests.plain_config(
-            manifests.job_config(manifests.Job(manifests.Row("x", job.row.model), job.dataset, 1))
-        )
+        default = plain_config(manifests.job_config(manifests.Job(manifests.Row("x", job.row.model), job.dataset, 1)))
         assert {key for key in config if config[key] != default[key]} == changes.keys()
         manifests.paper_values(job.row, job.dataset, papers)
     by_name = {row.name: row for row in manifest.runs}
@@ -342,7 +341,7 @@ def fake_run(name, dataset, seed, value):
     return {
         "name": name, "dataset": dataset, "seed": seed, "set": {}, "test_result": metrics, "epochs": 8, "best_epoch": 5,
         "seconds": 1234.5, "cost_to_quality": goals, "made_by": [part],
-        "config": manifests.plain_config(manifests.job_config(manifests.Job(row, dataset, seed))),
+        "config": plain_config(manifests.job_config(manifests.Job(row, dataset, seed))),
     }  # fmt: skip
 
 
