@@ -72,7 +72,7 @@ class Parameter:
         if self.kind == "choice":
             return drawn
         whole = self.kind == "quniform" and all(float(value).is_integer() for value in self.values)
-        return int(round(drawn)) if whole else float(drawn)
+        return float(drawn)
 
 
 def read_space(path: str | Path) -> list[Parameter]:
@@ -96,9 +96,9 @@ def read_space(path: str | Path) -> list[Parameter]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            name, kind, text = line.split(maxsplit=2)
+            name, kind, text = [*line.split(maxsplit=2), "", ""][:3]
             if kind not in ("choice", "uniform", "loguniform", "quniform"):
-                raise ValueError(f"[{kind}] is none of choice, uniform, loguniform, quniform")
+                raise ValueError(f"after the name comes [{kind}], none of choice, uniform, loguniform, quniform")
             values = json.loads(json.dumps(ast.literal_eval(text.strip())))  # plain values alone, tuples as lists
             if kind == "choice":
                 if not isinstance(values, list) or not values:
@@ -377,10 +377,10 @@ class _Tuning(HyperTuning):
             parameter = self.parameters[name]
             drawn[name] = parameter.values[value] if parameter.kind == "choice" else parameter.plain(value)
         result = self.objective_function(drawn, None)
-        if result["best_valid_score"] is None:
-            # Early stopping reads the loss of every trial.
-            return {"status": "fail", "loss": sys.float_info.max}
-        return {"status": "ok", "loss": -result["best_valid_score"] if self.bigger else result["best_valid_score"]}
+        score = result["best_valid_score"]
+        if score is None:  # HyperOpt wants a number, and learns to stay away
+            return {"status": "ok", "loss": sys.float_info.max}
+        return {"status": "ok", "loss": -score if self.bigger else score}
 
     def run(self) -> None:
         from hyperopt import fmin
@@ -392,7 +392,6 @@ class _Tuning(HyperTuning):
             max_evals=self.max_evals,
             early_stop_fn=self.early_stop_fn,
             rstate=np.random.default_rng(self.seed),
-            return_argmin=False,
         )
 
 
@@ -473,7 +472,8 @@ def _search_with_ray(space, fixed, config: Config, output: Path, options: dict[s
         if started:
             ray.shutdown()
     shutil.rmtree(_beside(output, ".running"), ignore_errors=True)
-    return [_from_ray(result, space) for result in results]
+    # A trial's folder has its number; a search that was continued has them in another order.
+    return [_from_ray(result, space) for result in sorted(results, key=lambda result: str(result.path))]
 
 
 def _ray_trial(drawn: dict[str, Any], space, fixed, metric: str, bigger: bool, folder: Path) -> None:

@@ -34,7 +34,7 @@ from recbole_diffusion.diffusion_utils import resolve_seeds
 from recbole_diffusion.model.base import DiffusionRecommender, check_number
 from recbole_diffusion.quick_start import load_data_and_model
 
-TRIM_EVERY = 16  # batches between two times that free memory is handed back
+TRIM_EVERY = 4  # batches between two times that free memory is handed back
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Recommender:
             model.inference_seeds = resolve_seeds(inference_seeds)
         self.model, self.tokens, self.device = model.eval(), tokens, config["device"]
         self.batch_size = config["eval_batch_size"]
-        self.ids = {token: number for number, token in enumerate(tokens) if number}  # 0 is the padding
+        self.ids = {token: number for number, token in enumerate(tokens)}
 
     def encode(self, history: Sequence[str]) -> tuple[list[int], list[str]]:
         """The item numbers of a history and the tokens that are unknown; whole numbers are read as tokens.
@@ -121,7 +121,7 @@ class Recommender:
             if isinstance(token, bool) or not isinstance(token, (str, Integral)):
                 raise ValueError(f"[{token}] is no item token.")
             number = self.ids.get(str(token))
-            known.append(number) if number else unknown.append(str(token))
+            known.append(number) if number else unknown.append(str(token))  # 0 is the padding
         if not known:
             raise ValueError(f"none of its items is known: {', '.join(unknown[:5])}." if unknown else "it is empty.")
         return known, unknown

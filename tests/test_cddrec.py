@@ -303,9 +303,10 @@ def test_every_view_position_is_compared_with_the_position_that_it_shows(monkeyp
         assert 0 < (~same).sum() and (augmentation == "reorder" or torch.equal(masked, ~same))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
 @pytest.mark.parametrize("divergence", ["dot", "kl"])
-def test_the_noised_target_moves_the_loss_and_receives_gradient(monkeypatch, divergence):
-    it = make(sample_preference=False, augmentation_ratio=0.0, divergence=divergence)
+def test_the_noised_target_moves_the_loss_and_receives_gradient(monkeypatch, divergence, weight):
+    it = make(sample_preference=False, augmentation_ratio=0.0, divergence=divergence, lambda_contrastive=weight)
     model, interaction, kept = it.model, batch_of(it.train, 6), []
     fixed = torch.ones(100, dtype=torch.long)
     monkeypatch.setattr(model.unseen_items, "sample", lambda users: (fixed[: len(users)], users > 0))
@@ -320,8 +321,12 @@ def test_the_noised_target_moves_the_loss_and_receives_gradient(monkeypatch, div
     first, second = (loss_with_seed(model, interaction, seed) for seed in (1, 2))
     assert not torch.isclose(first, second)  # no other draw is left
     first.backward()
-    steps = kept[0].grad.abs().sum((1, 2))
-    assert (steps[:T] > 0).all() and (steps[T] > 0) == (divergence == "kl")  # x_T only tells where x_{T-1} came from
+    reached = set((kept[0].grad.abs().sum((1, 2)) > 0).nonzero().flatten().tolist())
+    every = set(range(T + 1))
+    if divergence == "dot":
+        assert reached == every - {T}
+    else:  # q(x_t | x_{t+1}, x_0) reads x_T as well; at t = 0 it is x_0 and nothing else
+        assert reached == (every if weight else every - {1})
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)

@@ -17,8 +17,6 @@ from recbole_diffusion.model.base import DiffusionRecommender, check_choice, che
 from recbole_diffusion.model.info_nce import info_nce, log_sum_exp_products
 from recbole_diffusion.model.layers import CausalEncoder, TokenLayout
 
-DIVERGENCES = ("kl", "dot")
-
 
 class CDDRec(DiffusionRecommender):
     """A decoder asks the encoded history, step by step, for the mean of the corrupted next item, at every position.
@@ -55,7 +53,7 @@ class CDDRec(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        check_choice(config, "divergence", DIVERGENCES)
+        check_choice(config, "divergence", ("dot", "kl"))
         check_choice(config, "augmentation", AUGMENTATIONS)
         check_number(config, "augmentation_ratio", (int, float), 0, 1)
         check_number(config, "lambda_contrastive", (int, float), 0)

@@ -21,16 +21,18 @@ class DreamRec(DiffusionRecommender):
 
     Zhengyi Yang, Jiancan Wu, Zhicai Wang, Xiang Wang, Yancheng Yuan, Xiangnan He: "Generate What You Prefer: Reshaping
     Sequential Recommendation via Guided Diffusion", NeurIPS 2023 (arXiv 2310.20453), section 4; code:
-    github.com/YangZhengyi98/DreamRec. Steps count from 1 to T there, from 0 to T - 1 here.
+    github.com/YangZhengyi98/DreamRec. Steps count from 1 to T there, from 0 to T - 1 here. Eq. 8, 9, 20, 21 and 22
+    predict the noise; this model predicts x_0, which the appendix shows to be equivalent.
 
-    Eq. 1 to 7 are the diffusion of Ho et al. 2020 and stand in ``diffusion_utils``; Eq. 8, 9 and 21 predict its noise,
-    where this model predicts x_0 (Eq. 13). Left open by the paper: the encoder is that of SASRec, as in the public code.
+    Left open by the paper, and decided here: the encoder is SASRec's, and the target is data to the diffusion, so that
+    gradients reach the item embeddings by the histories alone. With ``target_gradient`` they also pass through the
+    target, as in the public code; the loss is least where all embeddings meet in one point, and they move there.
     """
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.condition_dropout_prob, self.guidance_scale = config["condition_dropout_prob"], config["guidance_scale"]
-        self.fused_denoiser = config["fused_denoiser"]
+        self.target_gradient, self.fused_denoiser = config["target_gradient"], config["fused_denoiser"]
         self.encoder = CausalEncoder(config)
         self.f = MLPDenoiser(self.hidden_size, config["denoiser"])
         self.apply(self._init_weights)
@@ -45,7 +47,7 @@ class DreamRec(DiffusionRecommender):
         check_choice(config, "denoiser", DENOISERS)
         check_number(config, "guidance_scale", (int, float), 0)
         check_number(config, "embedding_std", (int, float), 0)
-        check_flags(config, "fused_denoiser")
+        check_flags(config, "target_gradient", "fused_denoiser")
         if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
             raise ValueError(
                 f"guidance_scale [{config['guidance_scale']}] must be 0 where condition_dropout_prob is 0: guidance "
@@ -61,25 +63,31 @@ class DreamRec(DiffusionRecommender):
         return self.encoder(self.item_embedding(layout.pack(item_seq)), layout, last_only=True)
 
     def calculate_loss(self, interaction) -> Tensor:
-        """||e_n - f(e_n^t, c, t)||^2, e_n^t ~ q(e_n^t | e_n) (Algorithm 1; Eq. 14 without its weight; 25).
+        """Mean over the batch of ||x_0 - f(x_t, c, t)||^2 (Algorithm 1; Eq. 14, 25 without their weight).
 
-        The squared distance is summed over the D dimensions, as the norm says, and averaged over the batch. Eq. 12, 17
-        and 18 reduce to it (Eq. 19 to 25).
+        It is what remains of the bound (Eq. 3, 4, 5, 12, 17, 18, 19, 24). The norm sums over the D dimensions; the
+        public code's mean over them is the same to AdamW.
         """
         c = drop_condition(self.encode(interaction), self.null, self.condition_dropout_prob)
         x_start = self.item_embedding(interaction[self.POS_ITEM_ID])
+        if not self.target_gradient:
+            x_start = x_start.detach()
         t, weight = self.step_sampler.sample(len(c), c.device)
-        x_t = self.diffusion.q_sample(x_start, t, torch.randn_like(x_start))
+        x_t = self.diffuse(x_start, t)
         loss = (x_start - self.f(x_t, c, t)).square().sum(dim=-1)
         self.step_sampler.update(t, loss)
         return (weight * loss).mean()
 
+    def diffuse(self, x_start: Tensor, t: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) (Eq. 1; Algorithm 1, lines 6 and 7): [B, D] at the steps t [B]."""
+        return self.diffusion.q_sample(x_start, t, torch.randn_like(x_start))
+
     # ------------------------------------------------------------------ generation phase
 
     def denoiser(self, interaction, noise: SeedNoise):
-        """f~(x_t, c, t) = (1 + w) f(x_t, c, t) - w f(x_t, null, t) (Algorithm 2, Eq. 15), c computed once.
+        """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds.
 
-        The samplers put it into the posterior (Eq. 11, 13, 16).
+        The sampler puts it into the posterior (Eq. 2, 6, 7, 11, 13, 16, 23) from step to step (Algorithm 2).
         """
         c, n_seeds = self.encode(interaction), len(noise.generators)
         if self.fused_denoiser:

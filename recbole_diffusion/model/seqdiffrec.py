@@ -66,7 +66,7 @@ class SeqDiffRec(DiffusionRecommender):
         return item_seq.gather(1, dropped.unsqueeze(1) + kept), item_seq_len + 1 - dropped
 
     def diffuse(self, h: Tensor, t: Tensor, noise: Tensor, layout: TokenLayout) -> Tensor:
-        """h^n ~ q(h^n | h^0) at the last ``noised_items`` positions, h^0 before (Eq. 7; of Eq. 1, Eq. 2): [N, D], t [B]."""
+        """h^n ~ q(h^n | h^0) at the last ``noised_items`` positions, h^0 before (Eq. 7, by Eq. 2): [N, D], t [B]."""
         to_last = layout.positions[layout.last][layout.rows] - layout.positions
         h_n = self.diffusion.q_sample(h, t[layout.rows], noise)
         return torch.where((to_last < self.noised_items).unsqueeze(1), h_n, h)
@@ -107,7 +107,7 @@ class SeqDiffRec(DiffusionRecommender):
         return (weight * mse + self.rec_loss(x_start, target)).mean()
 
     def mse_loss(self, h: Tensor, x_start: Tensor) -> Tensor:
-        """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17), to which Eq. 9 to 13 reduce the bound of Eq. 5.
+        """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17), to which Eq. 9, Eq. 10, Eq. 11, Eq. 12 reduce Eq. 5.
 
         The paper writes the norm and calls it the mean squared error: ``mse_reduction`` is sum or mean over D.
         """

@@ -19,6 +19,8 @@ from ..conftest import toy_config
 SETTINGS = {
     "DiffuRec": ({"use_position_embedding": True}, 0.36),
     "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.36),
+    # A row is a user, not a prefix: smaller batches make as many steps.
+    "CDDRec": ({"num_steps": 4, "train_batch_size": 16, "learning_rate": 0.01, "epochs": 24}, 0.2),
 }
 COMMON = {
     "hidden_size": 64,

@@ -1,0 +1,316 @@
+"""Hyper-parameter search: what a params file means, HyperOpt and Ray on markov-toy, and going on after a cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from recbole_diffusion import MODELS, hyper
+from recbole_diffusion.hyper import read_space, search
+from recbole_diffusion.quick_start import build_config, run
+from recbole_diffusion.registry import PROPS, known_keys
+
+from .conftest import ROOT, TINY
+
+SHORT = {**TINY, "state": "ERROR", "epochs": 2, "limit_train_batches": 1, "inference": "one_step"}
+GRID = "learning_rate choice [0.001, 0.004]\nnum_steps choice [4, 6]\n# a comment of many words\n\n"
+
+
+def write(text: str, name: str = "toy.hyper") -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def toy_search(text: str = GRID, model: str | None = "DiffuRec", config_dict=None, **options):
+    # A relative data_path, which a trial in another folder does not know.
+    fixed = {**SHORT, "data_path": os.path.relpath(ROOT / "dataset")}
+    fixed = {key: value for key, value in fixed.items() if f"{key} " not in text}
+    return search(model, "markov-toy", write(text), config_dict={**fixed, **(config_dict or {})}, **options)
+
+
+class Trainings(list):
+    """The parameters of every training, in order; the training of number ``cut`` is interrupted."""
+
+    cut: int | None = None
+
+
+@pytest.fixture
+def trained(monkeypatch) -> Trainings:
+    calls, objective = Trainings(), hyper.objective_function
+
+    def counting(config_dict, callback_fn=None):
+        calls.append({key: config_dict[key] for key in ("learning_rate", "num_steps")})
+        if len(calls) == calls.cut:
+            raise KeyboardInterrupt
+        return objective(config_dict, callback_fn=callback_fn)
+
+    monkeypatch.setattr(hyper, "objective_function", counting)
+    return calls
+
+
+# ------------------------------------------------------------------ the params file
+
+EVERY_KIND = """learning_rate loguniform -7, -5
+emb_dropout_prob uniform 0.1,0.4
+num_steps quniform 8,32,8
+hidden_dropout_prob quniform 0.1,0.5,0.1
+noise_schedule choice ['linear', "cosine"]
+inference_seeds choice [[1, 2], (3,), 4, None]
+"""
+
+
+def test_both_tools_draw_from_the_same_space():
+    from hyperopt.pyll.stochastic import sample
+
+    space = read_space(write(EVERY_KIND))
+    rng = np.random.default_rng(0)
+    for parameter in space:
+        node = parameter.hyperopt()
+        from_hyperopt = [sample(node, rng=rng) for _ in range(60)]
+        if parameter.kind == "choice":
+            from_hyperopt = [parameter.values[place] for place in from_hyperopt]
+        domain = parameter.ray()
+        for drawn in (from_hyperopt, [domain.sample() for _ in range(60)]):
+            found = [parameter.plain(value) for value in drawn]
+            assert json.loads(json.dumps(found)) == found
+            check = {
+                "learning_rate": lambda v: np.exp(-7) <= v <= np.exp(-5),
+                "emb_dropout_prob": lambda v: 0.1 <= v <= 0.4,
+                "num_steps": lambda v: type(v) is int and v in (8, 16, 24, 32),
+                "hidden_dropout_prob": lambda v: type(v) is float and 0.1 - 1e-9 <= v <= 0.5 + 1e-9,
+                "noise_schedule": lambda v: v in ("linear", "cosine"),
+                "inference_seeds": lambda v: v in ([1, 2], [3], 4, None),
+            }[parameter.name]
+            assert all(map(check, found)), (parameter, found)
+            assert len(set(map(str, found))) >= 2
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("num_steps", "none of choice"),
+        ("num_steps choice", ""),
+        ("num_steps among [1, 2]", "among.*choice, uniform"),
+        ("num_steps choice []", "list"),
+        ("num_steps choice 8", "list"),
+        ("num_steps choice 'ab'", "list"),
+        ("num_steps choice [__import__('os').getpid()]", "malformed"),
+        ("num_steps uniform 3", "low,high"),
+        ("num_steps uniform 3,3", "low below high"),
+        ("num_steps uniform '1','2'", "numbers"),
+        ("num_steps quniform 1,5", "low,high,q"),
+        ("num_steps quniform 1,5,0", "low,high,q"),
+        ("learning_rate choice [1]", "twice"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line, message):
+    with pytest.raises(ValueError, match=rf"toy.hyper\], line 2 .*{message}"):
+        read_space(write(f"learning_rate choice [0.1]\n{line}\n"))
+
+
+def test_an_empty_or_missing_params_file_is_named():
+    with pytest.raises(ValueError, match="toy.hyper.*no parameter"):
+        read_space(write("# nothing\n"))
+    with pytest.raises(FileNotFoundError, match="nothing.hyper"):
+        search("DiffuRec", "markov-toy", "nothing.hyper")
+    with pytest.raises(FileNotFoundError, match="GRU4Rec.hyper"):
+        search("GRU4Rec", "markov-toy")
+
+
+@pytest.mark.parametrize("file", sorted((PROPS / "hyper").glob("*.hyper")), ids=lambda file: file.stem)
+def test_every_value_of_our_params_files_is_accepted(file):
+    assert file.stem in MODELS
+    for parameter in read_space(file):
+        assert parameter.name in known_keys(build_config(file.stem, "markov-toy"))
+        ends = [value if parameter.kind != "loguniform" else float(np.exp(value)) for value in parameter.values]
+        for value in ends if parameter.kind == "choice" else ends[:2]:
+            build_config(file.stem, "markov-toy", None, {parameter.name: parameter.plain(value)})
+
+
+# ------------------------------------------------------------------ HyperOpt
+
+
+def test_hyperopt_covers_the_grid_and_its_yaml_trains_to_the_same_metrics(trained):
+    found = toy_search(tool="Hyperopt", max_evals=9, display_file="plots/toy.html")
+    points = [(trial["params"]["learning_rate"], trial["params"]["num_steps"]) for trial in found["trials"]]
+    assert sorted(points) == [(0.001, 4), (0.001, 6), (0.004, 4), (0.004, 6)] and len(trained) == 4
+    assert found["best_valid_score"] == max(trial["best_valid_score"] for trial in found["trials"])
+
+    assert found["best_file"] == "hyper_results/DiffuRec-markov-toy.result.yaml"
+    assert yaml.safe_load(Path(found["best_file"]).read_text()) == found["best_params"]
+    config_dict = {**SHORT, "data_path": str(ROOT / "dataset"), "show_progress": False}
+    again = run("DiffuRec", "markov-toy", [found["best_file"]], config_dict)
+    assert again["test_result"] == found["test_result"]
+    assert again["best_valid_score"] == found["best_valid_score"]
+
+    text = Path("hyper_results/DiffuRec-markov-toy.result").read_text()
+    assert text.count("Valid result:") == text.count("Test result:") == 4 and "learning_rate:0.004" in text
+    page = Path("plots/toy.html").read_text()
+    assert "best so far" in page and "<script src=" not in page and 'src="http' not in page
+    assert not list(Path("hyper_results").glob("*running*"))  # no checkpoint stays
+
+
+RANGES = "learning_rate loguniform -7,-5\nnum_steps quniform 4,8,2\n"
+
+
+@pytest.mark.parametrize("algo, text", [("exhaustive", GRID), ("bayes", RANGES)], ids=["exhaustive", "bayes"])
+def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text):
+    options = {"text": text, "algo": algo, "max_evals": 3, "early_stop": 7}
+    trained.cut = 3
+    with pytest.raises(KeyboardInterrupt):
+        toy_search(output_file="cut.result", **options)
+    # The journal may be cut in the middle of a line as well.
+    with open("cut.result.trials.jsonl", "a") as file:
+        file.write('{"params": {"learni')
+    trained.cut = None
+    first = list(trained)
+    resumed = toy_search(output_file="cut.result", **options)
+    assert [trial["params"] for trial in resumed["trials"]][:2] == first[:2]
+    assert trained[3:] == first[2:], "finished trials were trained again, or others were proposed"
+
+    del trained[:]
+    assert toy_search(output_file="uncut.result", **options)["trials"] == resumed["trials"]
+    # A longer search begins with what is there.
+    del trained[:]
+    longer = toy_search(output_file="cut.result", **{**options, "max_evals": 4})
+    assert longer["trials"][:3] == resumed["trials"] and len(trained) <= 1
+
+
+def test_a_trial_that_was_killed_goes_on_from_its_last_epoch(tmp_path):
+    fixed = {**SHORT, "model": "DiffuRec", "dataset": "markov-toy", "data_path": str(ROOT / "dataset"), "epochs": 3}
+    epochs: list[int] = []
+
+    def note(epoch, score):
+        epochs.append(epoch)
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+
+    params = {"learning_rate": 0.004}
+    with pytest.raises(KeyboardInterrupt):
+        hyper._run_trial(fixed, params, tmp_path / "a", note)
+    result = hyper._run_trial(fixed, params, tmp_path / "a", note)
+    assert epochs == [0, 1, 1, 2]  # the state of epoch 0 was on disk
+    assert result == hyper._run_trial(fixed, params, tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_failed_trial_is_noted_and_passed_over():
+    found = toy_search("hidden_size choice [32, 31]\n", output_file="x")
+    assert found["best_params"]["hidden_size"] == 32 and len(found["trials"]) == 2
+    [failed] = [trial for trial in found["trials"] if "error" in trial]
+    assert failed["params"]["hidden_size"] == 31 and "n_heads" in failed["error"]
+    assert "n_heads" in Path("x").read_text()
+
+    with pytest.raises(ValueError, match="every one of 1 trials failed.*n_heads"):
+        toy_search("hidden_size choice [31]\n", output_file="y")
+
+
+@pytest.mark.parametrize("scores, bigger, best", [([0.0, -1.0, 0.0], True, 0), ([0.0, 2.0, None], False, 0)])
+def test_the_best_score_may_be_zero(scores, bigger, best):
+    trials = [{"best_valid_score": score, "number": n} for n, score in enumerate(scores)]
+    assert hyper.best_trial(trials, bigger)["number"] == best
+
+
+# ------------------------------------------------------------------ what a search refuses
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tool": "Optuna"}, "Hyperopt, Ray"),
+        ({"num_samples": 3}, "num_samples.*Hyperopt.*max_evals"),
+        ({"tool": "Ray", "max_evals": 3}, "max_evals.*Ray.*num_samples"),
+        ({"max_evals": 0}, "max_evals"),
+        ({"tool": "Ray", "cpus_per_trial": 999}, "cpus_per_trial .999. is more"),
+        ({"algo": "grid"}, "exhaustive, random, bayes"),
+        ({"algo": "exhaustive", "text": "learning_rate uniform 0.1,0.2"}, "exhaustive.*learning_rate"),
+        ({"text": "learning_rte choice [0.1]"}, "learning_rte.*learning_rate"),
+        ({"text": "n_layers choice [1, 2]", "config_dict": {"n_layers": 2}}, "n_layers.*fixed"),
+        ({"config_dict": {"checkpoint_dir": "here"}}, "checkpoint_dir"),
+        ({"config_dict": {"resume": "auto"}}, "resume"),
+        ({"tool": "Ray", "config_dict": {"gpu_id": "1"}}, "gpu_id.*Ray"),
+        ({"config_dict": {"noise_schedule": "linaer"}}, "noise_schedule"),
+        ({"model": "DifuRec"}, "DiffuRec"),
+        ({"model": None}, "model need"),
+    ],
+)
+def test_what_cannot_be_searched_is_named_before_anything_runs(monkeypatch, change, message):
+    monkeypatch.setattr(hyper, "objective_function", None)
+    with pytest.raises(ValueError, match=message):
+        toy_search(**change)
+    assert not Path("hyper_results").exists() or not list(Path("hyper_results").glob("*.trials*"))
+
+
+def test_an_output_of_another_search_is_not_mixed_with_this_one(trained):
+    toy_search("num_steps choice [4]\nlearning_rate choice [0.001]\n")
+    with pytest.raises(ValueError, match="another search.*params_file.*trials.jsonl"):
+        toy_search("num_steps choice [6]\nlearning_rate choice [0.001]\n")
+    with pytest.raises(ValueError, match="another search.*parameters.*trials.jsonl"):
+        toy_search("num_steps choice [4]\nlearning_rate choice [0.001]\n", config_dict={"epochs": 1})
+    assert len(trained) == 1
+
+
+# ------------------------------------------------------------------ Ray
+
+
+def test_ray_searches_from_another_folder_and_continues(monkeypatch):
+    # Above all else RecBole reads the command line: neither ours nor that of Ray's workers may reach a trial.
+    monkeypatch.setattr(sys, "argv", ["run_hyper.py", "--hidden_size=31", "--epochs=0"])
+    options = {"tool": "Ray", "num_samples": 2, "grace_period": 1, "output_file": "out/toy.result"}
+    found = toy_search(**options)
+    assert len(found["trials"]) == 2 and all("error" not in trial for trial in found["trials"])
+    assert found["best_valid_score"] == max(trial["best_valid_score"] for trial in found["trials"])
+    finished = [trial for trial in found["trials"] if trial["test_result"]]
+    assert finished and all(trial["epochs"] == 2 and len(trial["best_valid_result"]) == 6 for trial in finished)
+    best = yaml.safe_load(Path("out/toy.result.yaml").read_text())
+    assert best == found["best_params"] and best.keys() == {"learning_rate", "num_steps"}
+    assert not list(Path("out").rglob("*.pth"))
+
+    before = sorted(Path("out").rglob("result.json"))
+    assert len(before) == 2
+    again = toy_search(**options)
+    assert again["trials"] == found["trials"] and sorted(Path("out").rglob("result.json")) == before
+
+    config_dict = {**SHORT, "data_path": str(ROOT / "dataset"), "show_progress": False}
+    monkeypatch.setattr(sys, "argv", ["run_recbole_diffusion.py"])
+    reference = run("DiffuRec", "markov-toy", None, {**config_dict, **finished[0]["params"]})
+    assert reference["test_result"] == finished[0]["test_result"]
+
+
+# ------------------------------------------------------------------ the script
+
+
+def script(*args):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "run_hyper.py"), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_prints_a_command_that_trains_with_the_best():
+    Path("base.yaml").write_text(yaml.safe_dump({**SHORT, "model": "DiffuRecSys", "dataset": "markov-toy"}))
+    data = f"--data_path={ROOT / 'dataset'}"
+    done = script("--config_files=base.yaml", f"--params_file={write(GRID)}", "--max_evals=1", "--epochs=1", data)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert "Best of 1 trials of DiffuRecSys on markov-toy" in lines
+    files = "'--config_files=base.yaml hyper_results/DiffuRecSys-markov-toy.result.yaml'"
+    command = f"  python run_recbole_diffusion.py --model=DiffuRecSys --dataset=markov-toy {files} --epochs=1 {data}"
+    assert lines[-1] == command
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--params_file=nothing.hyper", "--model=DiffuRec", "--dataset=x"], "nothing.hyper"),
+        (["--epochs", "3"], "--key="),
+    ],
+)
+def test_the_script_names_what_is_wrong_without_a_traceback(args, message):
+    done = script(*args)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
