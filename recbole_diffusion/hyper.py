@@ -72,7 +72,7 @@ class Parameter:
         if self.kind == "choice":
             return drawn
         whole = self.kind == "quniform" and all(float(value).is_integer() for value in self.values)
-        return float(drawn)
+        return int(round(drawn)) if whole else float(drawn)
 
 
 def read_space(path: str | Path) -> list[Parameter]:
@@ -181,8 +181,9 @@ def search(
     }
     _check_same_search(output, settings)
     data_path = Path(config["data_path"]).absolute()
+    paths = {key: os.path.abspath(value) for key, value in fixed.items() if key.endswith("_path") and value}
+    fixed = {"show_progress": False, "state": "WARNING", **fixed, **paths}
     fixed.update(model=model, dataset=dataset, data_path=str(data_path.parent))
-    fixed = {"show_progress": False, "state": "WARNING", **fixed}
     if not (data_path / f"{dataset}.inter").is_file():
         with _own_process_state():
             prepare_data(config)  # downloads it, once, or says what is missing
@@ -362,13 +363,13 @@ class _Tuning(HyperTuning):
     So a search that was cut takes its finished trials from the journal, and goes on as if it had not been.
     """
 
-    def __init__(self, space: list[Parameter], objective: Callable, seed: int, algo: str, **options: Any):
-        limit = options["max_evals"]
+    def __init__(self, space: list[Parameter], objective: Callable, config: Config, **options: Any):
         nodes = {parameter.name: parameter.hyperopt() for parameter in space}
-        super().__init__(objective, space=nodes, algo=algo, **options)
-        self.parameters, self.seed = {parameter.name: parameter for parameter in space}, seed
+        super().__init__(objective, space=nodes, **options)
+        self.parameters = {parameter.name: parameter for parameter in space}
+        self.seed, self.bigger = config["seed"], config["valid_metric_bigger"]
         # RecBole lets the exhaustive search run through the whole space, whatever it is told.
-        self.max_evals = min(int(self.max_evals), limit)
+        self.max_evals = min(int(self.max_evals), options["max_evals"])
 
     def trial(self, params: dict[str, Any]) -> dict[str, Any]:
         """Run one proposal; HyperOpt minimises ``loss``."""
@@ -413,9 +414,7 @@ def _search_with_hyperopt(space, fixed, config: Config, output: Path, options: d
         trials.append(trial)
         return trial
 
-    tuning = _Tuning(space, objective, config["seed"], **options)
-    tuning.bigger = config["valid_metric_bigger"]
-    tuning.run()
+    _Tuning(space, objective, config, **options).run()
     return trials
 
 
@@ -471,7 +470,8 @@ def _search_with_ray(space, fixed, config: Config, output: Path, options: dict[s
     finally:
         if started:
             ray.shutdown()
-    shutil.rmtree(_beside(output, ".running"), ignore_errors=True)
+    with contextlib.suppress(OSError):  # full where trials were interrupted
+        _beside(output, ".running").rmdir()
     # A trial's folder has its number; a search that was continued has them in another order.
     return [_from_ray(result, space) for result in sorted(results, key=lambda result: str(result.path))]
 

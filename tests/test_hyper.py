@@ -183,6 +183,25 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text
     assert longer["trials"][:3] == resumed["trials"] and len(trained) <= 1
 
 
+@pytest.mark.parametrize("metric, sign", [("NDCG@10", 1), ("AveragePopularity@10", -1)])
+def test_bayes_draws_near_the_best_and_draws_the_same_again(monkeypatch, metric, sign):
+    calls = []
+
+    def score_of(config_dict, callback_fn=None):
+        calls.append(config_dict["learning_rate"])
+        score = -sign * (config_dict["learning_rate"] - 0.3) ** 2
+        return {"best_valid_score": score, "best_valid_result": {"x": score}, "test_result": {"x": 0}, "epochs": 1}
+
+    monkeypatch.setattr(hyper, "objective_function", score_of)
+    metrics = {"metrics": ["NDCG", "AveragePopularity"], "valid_metric": metric}
+    options = {"text": "learning_rate uniform 0,1\n", "config_dict": metrics, "max_evals": 60, "early_stop": 60}
+    found = toy_search(**options)
+    assert len(calls) == 60 and abs(found["best_params"]["learning_rate"] - 0.3) < 0.05
+    assert np.median(np.abs(np.array(calls[-20:]) - 0.3)) < 0.2  # uniform draws: 0.25
+    assert toy_search(**options) == found and len(calls) == 60
+    assert len(toy_search(**{**options, "early_stop": 3})["trials"]) < 60
+
+
 def test_a_trial_that_was_killed_goes_on_from_its_last_epoch(tmp_path):
     fixed = {**SHORT, "model": "DiffuRec", "dataset": "markov-toy", "data_path": str(ROOT / "dataset"), "epochs": 3}
     epochs: list[int] = []

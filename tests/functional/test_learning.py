@@ -15,12 +15,15 @@ from recbole_diffusion.quick_start import train_and_test
 
 from ..conftest import toy_config
 
+NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 # What a model needs to learn the rule within half a minute, and what it then reaches at least.
 SETTINGS = {
     "DiffuRec": ({"use_position_embedding": True}, 0.36),
     "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.36),
     # A row is a user, not a prefix: smaller batches make as many steps.
     "CDDRec": ({"num_steps": 4, "train_batch_size": 16, "learning_rate": 0.01, "epochs": 24}, 0.2),
+    "SeqDiffRec": ({**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}, 0.25),
+    "DreamRec": ({"num_steps": 50, "train_batch_size": 128, "epochs": 40, "eval_step": 10}, 0.19),
 }
 COMMON = {
     "hidden_size": 64,
