@@ -446,7 +446,10 @@ def _search_with_ray(space, fixed, config: Config, output: Path, options: dict[s
     if started:
         # Nothing of size goes through the object store.
         alone = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else alone))
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else alone))
+        except (ConnectionError, ValueError) as error:
+            raise ValueError(f"address [{address}] leads to no Ray cluster: {error}") from error
     try:
         path = str(folder / "trials")
         if tune.Tuner.can_restore(path):

@@ -237,6 +237,24 @@ def test_the_best_score_may_be_zero(scores, bigger, best):
     assert hyper.best_trial(trials, bigger)["number"] == best
 
 
+def test_a_trial_gets_values_alone_and_no_relative_path(monkeypatch):
+    Path("base.yaml").write_text("{pre_model_path: saved/s3.pth, hidden_size: 16, topk: [10]}")
+    given: list[dict] = []
+
+    def note(config_dict, callback_fn=None):
+        given.append(config_dict)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(hyper, "objective_function", note)
+    with pytest.raises(ValueError, match="seen"):
+        toy_search("num_steps choice [4]\n", config_file_list=["base.yaml"], config_dict={"hidden_size": "8"})
+    [config_dict] = given
+    assert config_dict["hidden_size"] == 8 and config_dict["topk"] == [10] and config_dict["num_steps"] == 4
+    paths = [Path(value) for key, value in config_dict.items() if key.endswith(("_path", "_dir"))]
+    assert len(paths) == 3 and all(path.is_absolute() for path in paths)
+    assert Path(config_dict["data_path"], "markov-toy").is_dir()
+
+
 # ------------------------------------------------------------------ what a search refuses
 
 
@@ -265,6 +283,15 @@ def test_what_cannot_be_searched_is_named_before_anything_runs(monkeypatch, chan
     with pytest.raises(ValueError, match=message):
         toy_search(**change)
     assert not Path("hyper_results").exists() or not list(Path("hyper_results").glob("*.trials*"))
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+    def init(*args, **kwargs):
+        raise ConnectionError("nobody listens")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ValueError, match="address .10.0.0.1:6379. .*nobody listens"):
+        toy_search(tool="Ray", address="10.0.0.1:6379")
 
 
 def test_an_output_of_another_search_is_not_mixed_with_this_one(trained):
