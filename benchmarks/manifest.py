@@ -6,7 +6,7 @@ import csv
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Manifest:
     seeds: list[int]
     baseline: str
     papers: Mapping[str, str]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def jobs(self, datasets: Iterable[str], names: Iterable[str], seeds: Iterable[int]) -> list[Job]:
         """The chosen trainings in order of work: the first seed everywhere, then dataset, priority, seed and row."""
@@ -95,6 +96,8 @@ def load_manifest(path: Path = MANIFEST) -> Manifest:
     # RecBole's loader, so that 1e-3 is a number here as in props.
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
     rows = [_build(Row, f"run {number}", run) for number, run in enumerate(content.get("runs") or [], start=1)]
+    common = content.get("config") or {}
+    rows = [replace(row, config={**common, **row.config}) for row in rows]
     manifest = _build(Manifest, "manifest", {"papers": {}, **content, "runs": rows})
     slugs = [row.slug for row in rows]
     for row in rows:

@@ -17,9 +17,9 @@ from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat import load_checkpoint, save_checkpoint
+from recbole_diffusion.model.base import AMP_DTYPES
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}

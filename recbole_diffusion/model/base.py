@@ -29,6 +29,7 @@ STEP_BUCKETS = 8
 ITEM_LOSSES = ("full", "sampled")
 INFERENCE = ("reverse", "one_step")
 INITIALIZERS = ("normal", "xavier", "torch")
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DiffusionRecommender(SequentialRecommender):
@@ -53,6 +54,7 @@ class DiffusionRecommender(SequentialRecommender):
 
         self.item_loss, self.n_sampled_items = config["item_loss"], config["n_sampled_items"]
         self.logits_chunk = config["logits_chunk"]
+        self.enable_amp, self.amp_dtype = bool(config["enable_amp"]), AMP_DTYPES[config["amp_dtype"] or "bf16"]
         # Who only ranks with a trained model needs no interactions (see `recommend.Catalogue`).
         if self.item_loss == "sampled" and hasattr(dataset, "inter_feat"):
             counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items).float()
@@ -91,6 +93,8 @@ class DiffusionRecommender(SequentialRecommender):
         check_choice(config, "hidden_act", ACTIVATIONS)
         check_flags(config, "ragged")
         check_number(config, "logits_chunk", int, 1)
+        if config.get("amp_dtype") is not None:
+            check_choice(config, "amp_dtype", AMP_DTYPES)
         if "item_loss" in config:
             check_choice(config, "item_loss", ITEM_LOSSES)
             check_number(config, "n_sampled_items", int, 1)
@@ -170,17 +174,23 @@ class DiffusionRecommender(SequentialRecommender):
         """
         raise NotImplementedError
 
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for the network at inference, as the trainer has it in training; scores stay in float32."""
+        device = self.item_embedding.weight.device.type
+        return torch.autocast(device, dtype=self.amp_dtype, enabled=self.enable_amp)
+
     def sample_start(self, interaction, seeds: list[int]) -> Tensor:
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
         batch = len(interaction[self.ITEM_SEQ_LEN])
         noise = SeedNoise(seeds)
-        predict_start = self.denoiser(interaction, noise)
         like = self.item_embedding.weight.new_empty(len(seeds) * batch, self.hidden_size)
         method = "one_step" if self.inference == "one_step" else self.sampler
-        x_start = sample(
-            self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
-        )
-        return x_start.view(len(seeds), batch, -1)
+        with self.autocast():
+            predict_start = self.denoiser(interaction, noise)
+            x_start = sample(
+                self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
+            )
+        return x_start.float().view(len(seeds), batch, -1)
 
     def generate(self, interaction) -> Tensor:
         """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""

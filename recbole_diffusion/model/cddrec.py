@@ -144,7 +144,8 @@ class CDDRec(DiffusionRecommender):
         """mu(e_s, t) of some steps [S] at the last position (Eq. 3): [S, B, D]."""
         item_seq, n = self.history(interaction)
         layout = self.layout(n, item_seq.shape[1])
-        return self.decode(item_seq, layout, steps)[:, layout.last]
+        with self.autocast():
+            return self.decode(item_seq, layout, steps)[:, layout.last].float()
 
     def stages(self, interaction, seeds: list[int]) -> Tensor:
         """x_hat_t of every step at the last position (Eq. 4), [T, S, B, D]; the paper's denoising stage is T - t."""
@@ -175,12 +176,8 @@ class StepQueryAttention(nn.Module):
     def forward(self, e_s: Tensor, layout: TokenLayout, steps: Tensor) -> Tensor:
         """softmax((e_t W^Q) (e_s^1..n W^K)^T / sqrt(d)) (e_s^1..n W^V) (Eq. 3): e_s [N, D] to [S, N, D]."""
         scores = self.query(self.step_embedding(steps)) @ self.key(e_s).T / math.sqrt(e_s.shape[-1])
-        value, out = self.value(e_s), []
-        for group in layout.groups:
-            tokens, shape = slice(group.start, group.start + group.size * group.length), (group.size, group.length)
-            mean = self.running_mean(scores[:, tokens].unflatten(1, shape), value[tokens].unflatten(0, shape))
-            out.append(mean.flatten(1, 2))
-        return torch.cat(out, 1)
+        groups = zip(layout.by_group(scores, dim=1), layout.by_group(self.value(e_s)), strict=True)
+        return torch.cat([self.running_mean(*group).flatten(1, 2) for group in groups], 1)
 
     def running_mean(self, scores: Tensor, value: Tensor) -> Tensor:
         """Mean of value [B, L, D] up to each position, weighted by the softmax of scores [S, B, L]: [S, B, L, D].

@@ -15,15 +15,9 @@ ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swish": F.silu, 
 class Group(NamedTuple):
     """Neighbouring sequences of a layout that attention treats as one padded batch."""
 
-    start: int  # first token in the flat order
     size: int  # number of sequences
     length: int  # tokens of each, padding included
     mask: Tensor | None  # [size, 1, 1, length] True at real keys; None where every key is real
-
-    def view(self, x: Tensor, n_heads: int) -> Tensor:
-        """This group's tokens of x [N, D] as [size, heads, length, D / heads]."""
-        x = x[self.start : self.start + self.size * self.length]
-        return x.view(self.size, self.length, n_heads, -1).transpose(1, 2)
 
 
 class TokenLayout:
@@ -67,7 +61,7 @@ class TokenLayout:
             index.append((rows * length + span).flatten())
             place[rows[:, 0]] = start + torch.arange(stop - first, device=device) * longest
             mask = None if shortest == longest else (span < item_seq_len[rows])[:, None, None, :]
-            self.groups.append(Group(start, stop - first, longest, mask))
+            self.groups.append(Group(stop - first, longest, mask))
             start += (stop - first) * longest
         self.index = torch.cat(index)
         self.rows = self.index // length
@@ -85,11 +79,22 @@ class TokenLayout:
         out = x.new_zeros(batch * length, x.shape[-1])
         return out.index_copy(0, self.index, x).view(batch, length, -1)
 
+    def by_group(self, x: Tensor, dim: int = 0) -> list[Tensor]:
+        """The tokens of each group, whose dimension N becomes [size, length]: x [N, ...] to [size, length, ...]."""
+        # Not slices: the gradient of each would be a tensor of all tokens, nearly all of it zero.
+        parts = x.split([group.size * group.length for group in self.groups], dim)
+        shapes = ((group.size, group.length) for group in self.groups)
+        return [part.unflatten(dim, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _heads(self, x: Tensor, n_heads: int) -> list[Tensor]:
+        """The tokens of x [N, D] of each group as [size, heads, length, D / heads]."""
+        return [part.unflatten(-1, (n_heads, -1)).transpose(1, 2) for part in self.by_group(x)]
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, n_heads: int, dropout: float, causal: bool) -> Tensor:
         """Multi-head attention within each sequence, padded keys hidden; every tensor is [N, D]."""
         out = []
-        for group in self.groups:
-            q, k, v = (group.view(x, n_heads) for x in (query, key, value))
+        parts = (self._heads(x, n_heads) for x in (query, key, value))
+        for group, q, k, v in zip(self.groups, *parts, strict=True):
             # Padding is on the right, so that the causal mask hides it from every real query by itself.
             mask = None if causal else group.mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
@@ -98,14 +103,13 @@ class TokenLayout:
 
     def attend_last(self, query: Tensor, key: Tensor, value: Tensor, n_heads: int, dropout: float) -> Tensor:
         """Attention of each sequence's last position alone: query [B, D], key and value [N, D], result [B, D]."""
-        out, first = [], 0
-        query = query[self._order]
-        for group in self.groups:
-            q = query[first : first + group.size].view(group.size, 1, n_heads, -1).transpose(1, 2)
-            k, v = group.view(key, n_heads), group.view(value, n_heads)
+        out = []
+        query = query[self._order].split([group.size for group in self.groups])
+        parts = (self._heads(x, n_heads) for x in (key, value))
+        for group, q, k, v in zip(self.groups, query, *parts, strict=True):
+            q = q.view(group.size, 1, n_heads, -1).transpose(1, 2)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, dropout_p=dropout)
             out.append(y.transpose(1, 2).flatten(1))
-            first += group.size
         return torch.cat(out)[self._restore]
 
 
