@@ -62,6 +62,7 @@ def _with_our_props(load_internal_config_dict):
     @functools.wraps(load_internal_config_dict)
     def wrapper(self: Config, model: str, model_class: type, dataset: str) -> None:
         load_internal_config_dict(self, model, model_class, dataset)
+        _apply_per_model(self, model)
         ours = MODELS.get(model)
         if ours is None and not self.external_config_dict.get("paper_protocol"):
             return
@@ -81,6 +82,26 @@ def _with_our_props(load_internal_config_dict):
             check_training_config(merged)
 
     return wrapper
+
+
+def _apply_per_model(config: Config, model: str) -> None:
+    """Read the key ``per_model``, {model: {key: value}}: what a config file says for one model alone.
+
+    It stands above the rest of the file and below the command line and ``config_dict``.
+
+    Raises
+    ------
+    ValueError
+        It is no such mapping, or names no model.
+    """
+    per_model = config.external_config_dict.pop("per_model", None) or {}
+    if not isinstance(per_model, dict) or not all(isinstance(own, dict) for own in per_model.values()):
+        raise ValueError(f"per_model [{per_model}] must map the names of models to their keys and values.")
+    for name in per_model:
+        check_model_name(name)
+    said = {**config.variable_config_dict, **config.cmd_config_dict}
+    own = per_model.get(model, {})
+    config.external_config_dict.update({key: value for key, value in own.items() if key not in said})
 
 
 def load_props(model: str, dataset: str) -> dict[str, Any]:

@@ -266,6 +266,17 @@ class DiffusionTrainer(Trainer):
             raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
 
+    def _valid_epoch(self, valid_data, show_progress=False):
+        """Validate as RecBole does, with ``valid_sampling_steps`` of the reverse process where the key is set."""
+        steps = self.config["valid_sampling_steps"]
+        if steps is None:
+            return super()._valid_epoch(valid_data, show_progress)
+        in_test, self.model.sampling_steps = self.model.sampling_steps, steps
+        try:
+            return super()._valid_epoch(valid_data, show_progress)
+        finally:
+            self.model.sampling_steps = in_test
+
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""

@@ -93,6 +93,19 @@ def test_autocast_runs_in_the_wanted_type(dtype):
     assert torch.bfloat16 in types and not torch.equal(before, it.model.item_embedding.weight)
 
 
+def test_validation_alone_takes_fewer_steps():
+    it = toy("DiffuRec", valid_sampling_steps=2, num_steps=6)
+    trainer, steps = DiffusionTrainer(it.config, it.model), []
+    predict_start = it.model.approximator.register_forward_hook(lambda *args: steps.append(1))
+    trainer._valid_epoch(it.valid)
+    few = len(steps)
+    trainer.evaluate(it.valid, load_best_model=False)
+    predict_start.remove()
+    assert len(steps) - few == 3 * few and few == 2 * len(it.valid)
+    with pytest.raises(ValueError, match=r"valid_sampling_steps \[7\] must be an integer >= 1 and < 7"):
+        toy("DiffuRec", valid_sampling_steps=7, num_steps=6)
+
+
 def test_gradients_are_clipped():
     it = toy("DiffuRec", clip_grad_norm={"max_norm": 1e-3}, limit_train_batches=1)
     trainer = DiffusionTrainer(it.config, it.model)

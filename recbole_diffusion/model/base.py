@@ -106,6 +106,8 @@ class DiffusionRecommender(SequentialRecommender):
         if "sampler" in config:
             check_choice(config, "sampler", ("ddpm", "ddim"))
             check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
+        if config.get("valid_sampling_steps") is not None:
+            check_number(config, "valid_sampling_steps", int, 1, config["num_steps"] + 1)
         resolve_seeds(config["inference_seeds"])
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -271,13 +273,30 @@ def full_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target: T
     weight, bias, target = weight[1:], None if bias is None else bias[1:], target - 1
 
     def rows(x: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight, bias), target, reduction="none")
+        return _CrossEntropy.apply(F.linear(x, weight, bias), target)
 
     step = max(1, chunk // len(weight))
     if len(x) <= step:
         return rows(x, target)
     pairs = zip(x.split(step), target.split(step), strict=True)
     return torch.cat([checkpoint(rows, *pair, use_reentrant=False) for pair in pairs])
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``F.cross_entropy`` of each row, in float32, whose gradient overwrites what its forward pass kept."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:
+        log_p, target = logits.log_softmax(-1, dtype=torch.float32), target[:, None]
+        ctx.save_for_backward(log_p, target)
+        ctx.dtype = logits.dtype
+        return -log_p.gather(1, target).squeeze(1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        log_p, target = ctx.saved_tensors
+        p = log_p.exp_().scatter_add_(1, target, grad.new_full((1, 1), -1.0).expand_as(target))
+        return p.mul_(grad[:, None]).to(ctx.dtype), None
 
 
 def sampled_cross_entropy(
