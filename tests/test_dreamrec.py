@@ -191,10 +191,11 @@ def test_every_schedule_trains_and_generates(schedule):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("denoiser", DENOISERS)
 @pytest.mark.parametrize(("num_steps", "w"), [(500, 2.0), (30, 0.0), (30, 6.0)])
+@pytest.mark.parametrize("users", [9, 40])  # fewer and more than the corners of the affine chain
 @torch.no_grad()
-def test_generation_is_algorithm_2(fused, denoiser, num_steps, w):
+def test_generation_is_algorithm_2(users, fused, denoiser, num_steps, w):
     it = dreamrec(denoiser=denoiser, fused_denoiser=fused, num_steps=num_steps, guidance_scale=w, inference_seeds=[11])
-    batch = batch_of(it.test, 9)
+    batch = batch_of(it.test, users)
     expected = plain_generation(it.model, batch, 11, w)
     assert expected.std(0).min() > 1e-3  # the condition reaches every dimension
     oracle = it.model.generate(batch)

@@ -183,16 +183,18 @@ class DiffusionRecommender(SequentialRecommender):
 
     def sample_start(self, interaction, seeds: list[int]) -> Tensor:
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
-        batch = len(interaction[self.ITEM_SEQ_LEN])
         noise = SeedNoise(seeds)
-        like = self.item_embedding.weight.new_empty(len(seeds) * batch, self.hidden_size)
-        method = "one_step" if self.inference == "one_step" else self.sampler
         with self.autocast():
-            predict_start = self.denoiser(interaction, noise)
-            x_start = sample(
-                self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
-            )
-        return x_start.float().view(len(seeds), batch, -1)
+            return self.run_chain(self.denoiser(interaction, noise), noise, len(interaction[self.ITEM_SEQ_LEN]))
+
+    def run_chain(self, predict_start, noise: SeedNoise, batch: int) -> Tensor:
+        """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D]."""
+        like = self.item_embedding.weight.new_empty(len(noise.generators) * batch, self.hidden_size)
+        method = "one_step" if self.inference == "one_step" else self.sampler
+        x_start = sample(
+            self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
+        )
+        return x_start.float().view(-1, batch, self.hidden_size)
 
     def generate(self, interaction) -> Tensor:
         """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""

@@ -75,7 +75,7 @@ class DreamRec(DiffusionRecommender):
         t, weight = self.step_sampler.sample(len(c), c.device)
         x_t = self.diffuse(x_start, t)
         loss = (x_start - self.f(x_t, c, t)).square().sum(dim=-1)
-        self.step_sampler.update(t, loss)
+        self.record_step_losses(t, loss)
         return (weight * loss).mean()
 
     def diffuse(self, x_start: Tensor, t: Tensor) -> Tensor:
@@ -89,7 +89,10 @@ class DreamRec(DiffusionRecommender):
 
         The sampler puts it into the posterior (Eq. 2, 6, 7, 11, 13, 16, 23) from step to step (Algorithm 2).
         """
-        c, n_seeds = self.encode(interaction), len(noise.generators)
+        return self.guided(self.encode(interaction), len(noise.generators))
+
+    def guided(self, c: Tensor, n_seeds: int):
+        """``predict_start(x_t, t)`` of S seeds under the conditions c [B, D]: x_t [S * B, D], seed by seed."""
         if self.fused_denoiser:
             return self.f.guided(c, self.null, self.guidance_scale, self.diffusion.num_steps, n_seeds)
         c, null = c.repeat(n_seeds, 1), self.null.expand(n_seeds * len(c), -1)
@@ -98,6 +101,22 @@ class DreamRec(DiffusionRecommender):
             return guided_start(self.f(x_t, c, t), self.f(x_t, null, t), self.guidance_scale)
 
         return predict_start
+
+    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
+        """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws.
+
+        With ``mlp1`` and shared draws every step is affine in x_t and c, and so is the whole chain in c alone. It is
+        walked for the zero condition and the D unit ones, however many users there are.
+        """
+        size = self.hidden_size
+        if not self.fused_denoiser or self.f.dense_2 is not None or len(interaction[self.ITEM_SEQ_LEN]) <= size + 1:
+            return super().sample_start(interaction, seeds)
+        with self.autocast():
+            c = self.encode(interaction).float()
+        noise, corners = SeedNoise(seeds), torch.eye(size + 1, size, device=c.device).roll(1, 0)
+        x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
+        zero = x_start[:, :1]
+        return torch.baddbmm(zero, c.expand(len(seeds), -1, -1), x_start[:, 1:] - zero)
 
 
 class MLPDenoiser(nn.Module):
