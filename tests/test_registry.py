@@ -107,6 +107,25 @@ def test_load_col_follows_the_users_field_names():
     assert toy_config("DiffuRec", load_col={"inter": ["user_id"]})["load_col"] == {"inter": ["user_id"]}
 
 
+def test_a_config_file_says_what_differs_for_one_model(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        "epochs: 4\nhidden_size: 32\nper_model: {SASRec: {epochs: 7, hidden_size: 16, n_layers: 3, train_neg_sample_args: ~}}\n"
+    )
+    common = {"config_file_list": [str(file)], "dataset": "markov-toy"}
+    sasrec = Config("SASRec", config_dict={"hidden_size": 8, "n_heads": 2}, **common)
+    assert [sasrec[key] for key in ("epochs", "hidden_size", "n_layers")] == [7, 8, 3]
+    assert [Config("DiffuRec", **common)[key] for key in ("epochs", "hidden_size", "n_layers")] == [4, 32, 4]
+
+
+@pytest.mark.parametrize("text", ["per_model: 3", "per_model: {SASRec: 3}", "per_model: {SASRek: {epochs: 3}}"])
+def test_a_wrong_per_model_is_named(tmp_path, text):
+    file = tmp_path / "some.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"per_model \[.*\] must map|model \[SASRek\] is unknown"):
+        Config("DiffuRec", "markov-toy", config_file_list=[str(file)])
+
+
 def test_a_misspelt_key_is_warned_of():
     with pytest.warns(UserWarning, match=r"\[num_step\].*\[num_steps\]"):
         toy_config("DiffuRec", num_step=3)

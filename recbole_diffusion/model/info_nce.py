@@ -21,16 +21,19 @@ def log_sum_exp_products(a: Tensor, b: Tensor, skip_diagonal: bool = False) -> T
     """log sum_j exp(a_i . b_j) for each step: a [T, P, D], b [T, Q, D] to [T, P], in float32.
 
     With ``skip_diagonal``, for b = a, the sum leaves out j = i; where that leaves nothing, the result is about -1e30.
-    Memory is linear in P + Q: the products are made block by block, and once more for the gradient.
+    Memory is linear in P + Q: the products are made block by block, and once more for the gradient. Under autocast
+    they are made in its type, and all that follows in float32.
     """
-    with torch.autocast(a.device.type, enabled=False):
-        return _LogSumExpProducts.apply(a.float(), b.float(), skip_diagonal)
+    device = a.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    with torch.autocast(device, enabled=False):
+        return _LogSumExpProducts.apply(a.to(dtype), b.to(dtype), skip_diagonal)
 
 
 class _LogSumExpProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, skip_diagonal: bool) -> Tensor:
-        out = a.new_empty(a.shape[:2])
+        out = a.new_empty(a.shape[:2], dtype=torch.float32)
         for steps, rows, z in _products(a, b, skip_diagonal):
             top = z.amax(-1, keepdim=True)
             out[steps, rows] = _exp(z.sub_(top)).sum(-1).log_().add_(top.squeeze(-1))
@@ -41,12 +44,12 @@ class _LogSumExpProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         a, b, out = ctx.saved_tensors
-        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
+        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b, dtype=torch.float32)
         for steps, rows, z in _products(a, b, ctx.skip_diagonal):
-            _exp(z.sub_(out[steps, rows, None])).mul_(grad[steps, rows, None])
+            z = _exp(z.sub_(out[steps, rows, None])).mul_(grad[steps, rows, None]).to(a.dtype)
             grad_a[steps, rows] = z @ b[steps]
-            grad_b[steps].baddbmm_(z.mT, a[steps, rows])
-        return grad_a, grad_b, None
+            grad_b[steps] += z.mT @ a[steps, rows]
+        return grad_a, grad_b.to(b.dtype), None
 
 
 def _products(a: Tensor, b: Tensor, skip_diagonal: bool) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -57,7 +60,7 @@ def _products(a: Tensor, b: Tensor, skip_diagonal: bool) -> Iterator[tuple[slice
     for step in range(0, n_steps, step_size):
         for row in range(0, n_rows, row_size):
             steps, rows = slice(step, step + step_size), slice(row, row + row_size)
-            z = a[steps, rows] @ b[steps].mT
+            z = (a[steps, rows] @ b[steps].mT).float()
             if skip_diagonal:
                 z.diagonal(row, 1, 2).fill_(-1e30)
             yield steps, rows, z
