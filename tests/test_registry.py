@@ -109,9 +109,8 @@ def test_load_col_follows_the_users_field_names():
 
 def test_a_config_file_says_what_differs_for_one_model(tmp_path):
     file = tmp_path / "some.yaml"
-    file.write_text(
-        "epochs: 4\nhidden_size: 32\nper_model: {SASRec: {epochs: 7, hidden_size: 16, n_layers: 3, train_neg_sample_args: ~}}\n"
-    )
+    own = "{epochs: 7, hidden_size: 16, n_layers: 3, train_neg_sample_args: ~}"
+    file.write_text(f"epochs: 4\nhidden_size: 32\nper_model: {{SASRec: {own}}}\n")
     common = {"config_file_list": [str(file)], "dataset": "markov-toy"}
     sasrec = Config("SASRec", config_dict={"hidden_size": 8, "n_heads": 2}, **common)
     assert [sasrec[key] for key in ("epochs", "hidden_size", "n_layers")] == [7, 8, 3]
