@@ -75,7 +75,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         return self.output_norm(self.output_dropout(self.restore(h, injected, layout)))
 
     def calculate_loss(self, interaction) -> Tensor:
-        """Cross-entropy of x0_hat . E^T against the target (Algorithm 1, Eq. 24, 25)."""
+        """Cross-entropy of x0_hat . E^T against the target (Algorithm 1; Eq. 24, Eq. 25)."""
         (item_seq, item_seq_len), target = self.history(interaction), interaction[self.POS_ITEM_ID]
         layout = self.layout(item_seq_len, item_seq.shape[1])
         h = self.embed_history(item_seq, layout)

@@ -201,7 +201,10 @@ class DiffusionRecommender(SequentialRecommender):
         return seed_average(lambda part: self.sample_start(interaction, part), self.inference_seeds)
 
     def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
-        """Score items by their inner product with x_start: [..., D] to [..., n_items], padding at minus infinity."""
+        """Score items by their inner product with x_start (DiffuRecSys, Eq. 26): [..., D] to [..., n_items].
+
+        Padding gets minus infinity.
+        """
         weight, bias = self.output_layer()
         scores = F.linear(x_start, weight[items], None if bias is None else bias[items]).float()
         if not items.start:

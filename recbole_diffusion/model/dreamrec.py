@@ -87,7 +87,7 @@ class DreamRec(DiffusionRecommender):
     def denoiser(self, interaction, noise: SeedNoise):
         """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds.
 
-        The sampler puts it into the posterior (Eq. 2, 6, 7, 11, 13, 16, 23) from step to step (Algorithm 2).
+        The sampler puts it into the posterior (Eq. 16; Eq. 2, 6, 7, 11, 13, 23) from step to step (Algorithm 2).
         """
         return self.guided(self.encode(interaction), len(noise.generators))
 
