@@ -72,25 +72,27 @@ def seed_average(
 
     `score_fn(part)` gives the scores [len(part), B, n_items] of some of the seeds. All go in one call unless `chunk`
     limits how many; that bounds memory and leaves the result as it is. With `return_std`, the standard deviation of
-    each score over the seeds comes second (population: 0 for one seed; nan for a score of minus infinity).
+    each score over the seeds comes second (population: 0 for one seed; nan for a score of minus infinity). The scores
+    of one seed come back as they are, without a copy.
 
     Raises ValueError as `resolve_seeds` does, on `chunk` below 1 and on scores of another number of seeds.
     """
     seeds = resolve_seeds(seeds)
     chunk = len(seeds) if chunk is None else check_int("chunk", chunk, 1)
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, None, 0.0
     for first in range(0, len(seeds), chunk):
         part = seeds[first : first + chunk]
         scores = score_fn(part).float()
         if len(scores) != len(part):
             raise ValueError(f"scores of shape {tuple(scores.shape)} are not allowed: {len(part)} seeds come first")
-        part_total = scores.sum(0)
+        part_total = scores[0] if len(part) == 1 else scores.sum(0)
         if return_std:
             # Squares about each part's own mean, then between the means: no cancellation (Chan et al. 1979).
             squares = squares + (scores - part_total / len(part)).square().sum(0)
             if count:
                 between = part_total / len(part) - total / count
                 squares = squares + between.square() * (count * len(part) / (count + len(part)))
-        total = total + part_total
+        total = total + part_total if count else part_total
         count += len(part)
-    return (total / count, (squares / count).sqrt()) if return_std else total / count
+    mean = total if count == 1 else total / count
+    return (mean, (squares / count).sqrt()) if return_std else mean
