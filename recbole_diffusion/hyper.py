@@ -11,11 +11,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from recbole_diffusion import compat
 from recbole_diffusion.model.base import check_choice, check_number
 from recbole_diffusion.quick_start import build_config, objective_function, prepare_data
 from recbole_diffusion.registry import PROPS, known_keys
+from recbole_diffusion.runs import own_process_state
 
 # What each tool can be told, with its defaults; None: see `search`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -157,7 +157,7 @@ def search(
         every trial failed; or a file is missing.
     """
     options = _check_options(tool, options)
-    with _own_process_state():
+    with own_process_state():
         config = _build_config(model, dataset, config_file_list, config_dict)
     model, dataset = config["model"], config["dataset"]
     params_file = Path(params_file or PROPS / "hyper" / f"{model}.hyper")
@@ -185,7 +185,7 @@ def search(
     fixed = {"show_progress": False, "state": "WARNING", **fixed, **paths}
     fixed.update(model=model, dataset=dataset, data_path=str(data_path.parent))
     if not (data_path / f"{dataset}.inter").is_file():
-        with _own_process_state():
+        with own_process_state():
             prepare_data(config)  # downloads it, once, or says what is missing
 
     run = _search_with_ray if tool == "Ray" else _search_with_hyperopt
@@ -278,24 +278,13 @@ def _check_same_search(output: Path, settings: dict[str, Any]) -> None:
 # ------------------------------------------------------------------ one trial
 
 
-@contextlib.contextmanager
-def _own_process_state() -> Iterator[None]:
-    """Hide the command line from RecBole's Config, and keep the environment as it is.
-
-    Config takes every ``--key=value`` it finds in ``sys.argv`` above all else: there stand our flags, in a Ray worker
-    Ray's. It also sets CUDA_VISIBLE_DEVICES, which must not reach the processes that Ray starts.
-    """
-    with mock.patch.object(sys, "argv", sys.argv[:1]), mock.patch.dict(os.environ):
-        yield
-
-
 def _run_trial(fixed: dict[str, Any], params: dict[str, Any], folder: Path, callback_fn: Callable | None = None):
     """Train and test with one set of parameters: its result as plain values.
 
     Checkpoints live in ``folder`` as long as the trial; one that was killed goes on from its last epoch.
     """
     try:
-        with _own_process_state():
+        with own_process_state():
             config_dict = {**fixed, **params, "checkpoint_dir": str(folder), "resume": "auto"}
             result = objective_function(config_dict, callback_fn=callback_fn)
         score = float(result["best_valid_score"])

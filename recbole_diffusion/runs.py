@@ -24,7 +24,8 @@ MACHINE_KEYS = {
 def own_process_state() -> Iterator[None]:
     """Hide the command line from RecBole's Config, and keep the environment as it is.
 
-    Config takes every ``--key=value`` it finds in ``sys.argv`` above all else, and sets CUDA_VISIBLE_DEVICES.
+    Config takes every ``--key=value`` it finds in ``sys.argv`` above all else: there stand our flags, in a Ray worker
+    Ray's. It also sets CUDA_VISIBLE_DEVICES, which must not reach the processes that Ray starts.
     """
     with mock.patch.object(sys, "argv", sys.argv[:1]), mock.patch.dict(os.environ):
         yield
