@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -170,8 +171,8 @@ def main() -> None:
             row["peak_gib"] = peak_memory(entry.name, args)
         rows.append(row)
     result = {
-        "dataset": args.dataset, "device": device, "rounds": args.rounds, "torch": torch.__version__,
-        "python": platform.python_version(), "rows": rows,
+        "command": command(args), "dataset": args.dataset, "device": device, "rounds": args.rounds, "set": args.set,
+        "torch": torch.__version__, "python": platform.python_version(), "rows": rows,
     }  # fmt: skip
     table = render(result)
     print(table)
@@ -181,14 +182,25 @@ def main() -> None:
         Path(f"{args.output}.md").write_text(table)
 
 
+def command(args: argparse.Namespace) -> str:
+    """What makes this table anew, for a shell in the repository's root."""
+    words = ["python", "benchmarks/throughput.py", "--dataset", args.dataset, "--data_path", "dataset/"]
+    words += ["--rounds", str(args.rounds), *(["--compare", args.compare] if args.compare else [])]
+    words += [f"--set={item}" for item in args.set] + (["--memory"] if args.memory else [])
+    words += ["--entries", args.entries] if args.entries != ";".join(ENTRIES) else []
+    return shlex.join(words + (["--output", args.output] if args.output else []))
+
+
 def render(result: dict) -> str:
-    """The result as a Markdown table, ratios against SASRec as RecBole runs it and against the plain form."""
+    """The result as a Markdown table, with ratios against the first row and against the plain form."""
     rows = {row["entry"]: row for row in result["rows"]}
-    base = rows.get("SASRec as RecBole runs it") or next(iter(rows.values()))
+    base = next(iter(rows.values()))
+    settings = "".join(f", {item}" for item in result["set"])
     lines = [
-        f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}; medians of {result['rounds']} rounds "
-        "(smallest to largest)\n",
-        "| entry | train samples/s | x SASRec | x plain | inference users/s | x SASRec | x plain | peak GiB |",
+        f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}{settings}; medians of {result['rounds']} "
+        "rounds (smallest to largest).\n",
+        f"```bash\n{result['command']}\n```\n",
+        "| entry | train samples/s | x first row | x plain | inference users/s | x first row | x plain | peak GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
