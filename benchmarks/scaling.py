@@ -87,7 +87,7 @@ def run_point(model: str, point: dict, config_dict: dict, rounds: int) -> dict:
 
 
 def plot(rows: list[dict], title: str, path: Path) -> None:
-    """One column an axis: seconds above, memory below, both on logarithmic scales."""
+    """One column an axis: seconds above on logarithmic scales, memory below from zero."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,8 +102,9 @@ def plot(rows: list[dict], title: str, path: Path) -> None:
         upper.plot(x, [row["train_s"] for row in points], "o-", label="training step")
         upper.plot(x, [row["topk_s"] for row in points], "s--", label="top-20")
         lower.plot(x, [row["peak_gib"] for row in points], "o-", color="tab:gray")
-        for panel, label in ((upper, "seconds a batch"), (lower, "peak memory (GiB)")):
-            panel.set(xscale="log", yscale="log", ylabel=label)
+        upper.set(xscale="log", yscale="log", ylabel="seconds a batch")
+        lower.set(xscale="log", ylim=(0, 1.1 * max(row["peak_gib"] for row in points)), ylabel="peak memory (GiB)")
+        for panel in (upper, lower):
             panel.grid(alpha=0.3, which="both")
         lower.set_xlabel({"length": "history length", "items": "items", "batch": "batch size (users)"}.get(axis, axis))
     grid[0, 0].legend()
