@@ -181,6 +181,26 @@ def test_lengths_are_those_before_the_history_is_cut(report, direct):
     assert seen.all() and len(report.length) > 1
 
 
+def test_history_items_are_counted_and_left_out(report, evaluation, direct):
+    rows = torch.arange(800)[:, None]
+    history = evaluation.interaction["item_id_list"]
+    scores = direct.scores.index_fill(1, torch.tensor([0]), -torch.inf)
+    best = scores.topk(10).indices
+    share = (best[:, :, None] == history[:, None]).any(-1).double().mean(0)
+    np.testing.assert_allclose(report.seen["in_history"], share)
+    assert 0 < share.mean() < 1
+    np.testing.assert_allclose(report.seen["target"], [(direct.rank == place).mean() for place in range(1, 11)])
+
+    repeated = (history == evaluation.target[:, None]).any(-1).numpy()
+    assert repeated.any() and not repeated.all()
+    scores[rows, history] = -torch.inf
+    rank = np.where(repeated, 10**6, rank_in(scores, evaluation))
+    expected = [(rank == place).mean() for place in range(1, 11)]
+    np.testing.assert_allclose(report.seen["target_history_excluded"], expected)
+    assert not np.allclose(report.seen["target_history_excluded"], report.seen["target"])
+    assert f"Hit@10 {(rank <= 10).mean():.4f}, NDCG@10 {ndcg_of(rank).mean():.4f} (targets beyond" in report.page
+
+
 def test_avg_change_is_equation_9():
     scores = torch.tensor([[1.0, 4.0, -1.0, 2.0], [3.0, 3.0, 3.0, 3.0]])
     by_hand = 100 / 3 * (2 / 4 + 1 / 2 + 2 / 1)

@@ -13,12 +13,14 @@ from recbole_diffusion.analysis.embeddings import embedding_map
 from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section, hit, ndcg
 from recbole_diffusion.analysis.groups import length, popularity
 from recbole_diffusion.analysis.seeds import diversity, seeds, uncertainty
+from recbole_diffusion.analysis.seen import seen
 from recbole_diffusion.analysis.stages import plateau, stages
 
 # name (also of the CSV) -> title, and the function that makes the section
 SECTIONS: dict[str, tuple[str, Callable[[Evaluation], Section]]] = {
     "popularity": ("Head and long-tail items", popularity),
     "length": ("Length of the history", length),
+    "seen": ("Items of the history", seen),
     "plateau": ("Ranking plateau", plateau),
     "stages": ("Denoising stages", stages),
     "seeds": ("Number of seeds", seeds),
