@@ -14,6 +14,7 @@ import recbole.data.dataset
 import recbole.trainer
 import yaml
 from recbole.config import Config
+from recbole.utils import ModelType
 
 from recbole_diffusion.model.base import DiffusionRecommender
 from recbole_diffusion.model.cddrec import CDDRec
@@ -64,7 +65,9 @@ def _with_our_props(load_internal_config_dict):
         load_internal_config_dict(self, model, model_class, dataset)
         _apply_per_model(self, model)
         ours = MODELS.get(model)
-        if ours is None and not self.external_config_dict.get("paper_protocol"):
+        # The protocol ranks all items, which RecBole's models of labelled data cannot: they keep RecBole's own.
+        labelled = self.internal_config_dict["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
+        if ours is None and (labelled or not self.external_config_dict.get("paper_protocol")):
             return
         self.internal_config_dict.update(load_props(model, dataset))
         user = self.external_config_dict
@@ -72,7 +75,9 @@ def _with_our_props(load_internal_config_dict):
         # RecBole loads user and item ids alone unless told more; no sequential model can order those.
         if "load_col" not in user:
             fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
-            self.internal_config_dict["load_col"] = {"inter": fields}
+            own = {} if ours else merged.get("load_col") or {}  # such as the item features of RecBole's SASRecF
+            inter = [*(own.get("inter") or []), *fields]
+            self.internal_config_dict["load_col"] = {**own, "inter": list(dict.fromkeys(inter))}
         # RecBole samples negatives unless told not to, and then refuses its own cross-entropy models.
         if merged.get("loss_type") == "CE" and "train_neg_sample_args" not in user:
             self.internal_config_dict["train_neg_sample_args"] = None

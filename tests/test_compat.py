@@ -9,13 +9,14 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from recbole.config import Config
 
 from recbole_diffusion import compat
 from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
 
-from .conftest import ROOT, toy_config
+from .conftest import ROOT, toy, toy_config
 
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 
@@ -67,7 +68,7 @@ def test_a_dataset_is_downloaded_by_a_single_process(tmp_path, monkeypatch):
     assert dataset.item_num > 1 and (tmp_path / "data" / "markov-far" / "markov-far.inter").is_file()
 
 
-@pytest.mark.parametrize("model", ["DiffuRec", "SASRec", "GRU4Rec", "Pop"])
+@pytest.mark.parametrize("model", ["DiffuRec", "SASRec", "GRU4Rec", "Pop", "EASE", "ItemKNN", "LightGCN", "TransRec"])
 def test_every_checkpoint_loads_safely_and_in_recbole(model):
     from recbole.quick_start import load_data_and_model as recbole_load
 
@@ -85,12 +86,64 @@ def test_every_checkpoint_loads_safely_and_in_recbole(model):
     assert trainer.start_epoch == 1
 
 
+@pytest.mark.parametrize("model, metric", [("SASRecF", "ndcg@10"), ("FM", "auc")])
+def test_recbole_models_of_item_features_get_their_columns_and_load_again(model, metric):
+    tiny = {"hidden_size": 8, "inner_size": 8, "embedding_size": 8, "MAX_ITEM_LIST_LENGTH": 5, "train_batch_size": 4096}
+    result = run(model, "ml-100k", config_dict={**QUIET, **tiny, "data_path": None, "epochs": 1})
+    assert result["test_result"][metric] > 0
+    load_data_and_model(result["model_file"])
+
+
 def test_config_survives_a_checkpoint(tmp_path):
     config = toy_config("DiffuRec", learning_rate=np.float64(0.5), inference_seeds=[1, 2])
     compat.save_checkpoint({"config": config, "state_dict": {}, "best": np.float32(0.5)}, tmp_path / "a.pth")
     found = compat.load_checkpoint(tmp_path / "a.pth")
     assert found["config"].final_config_dict == config.final_config_dict
     assert str(found["config"]) == str(config) and found["best"] == 0.5 and type(found["best"]) is float
+
+
+def test_arrays_and_sparse_matrices_survive_a_checkpoint(tmp_path):
+    matrix = scipy.sparse.random(5, 7, density=0.3, format="csc", random_state=0)
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": [np.array([True, False])], "m": matrix, "p": tmp_path}
+    state = {"config": toy_config("DiffuRec", checkpoint_dir=tmp_path), "state_dict": {}, "other_parameter": arrays}
+    compat.save_checkpoint(state, tmp_path / "a.pth")
+    found = compat.load_checkpoint(tmp_path / "a.pth")["other_parameter"]
+    assert np.array_equal(found["a"], arrays["a"]) and np.array_equal(found["b"][0], arrays["b"][0])
+    assert found["m"].format == "csc" and (found["m"] != matrix).nnz == 0 and found["m"].shape == (5, 7)
+    assert found["p"] == str(tmp_path)
+
+
+def test_what_no_checkpoint_can_hold_is_named_when_saving(tmp_path):
+    state = {"config": toy_config("DiffuRec"), "state_dict": {}, "other_parameter": {"trie": object()}}
+    with pytest.raises(ValueError, match=r"checkpoint\[other_parameter\]\[trie\].*\[object\]"):
+        compat.save_checkpoint(state, tmp_path / "a.pth")
+    assert not list(tmp_path.glob("*a.pth*"))
+
+
+def test_a_matrix_with_places_outside_its_shape_is_refused():
+    with pytest.raises(ValueError):
+        compat.restore_sparse("csr", np.ones(1), np.array([[9], [0]]), (2, 2))
+
+
+def test_pretrained_checkpoints_are_read_too(tmp_path):
+    from recbole.trainer.trainer import PretrainTrainer
+
+    it = toy("SASRec")
+    trainer = PretrainTrainer(it.config, it.model)
+    trainer.save_pretrained_model(3, str(tmp_path / "pre.pth"))
+    assert compat.load_checkpoint(tmp_path / "pre.pth")["epoch"] == 3
+
+
+def test_values_that_recbole_would_run_are_refused(tmp_path):
+    trace = tmp_path / "trace"
+    config = toy_config("DiffuRec", dataset_save_path=str(tmp_path / "evil.pkl"))
+    compat.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
+    assert compat.load_checkpoint(tmp_path / "a.pth")["config"]["dataset_save_path"] is None
+    config["teacher"] = f"__import__('pathlib').Path({str(trace)!r}).touch"
+    compat.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="teacher"):
+        compat.load_checkpoint(tmp_path / "a.pth")
+    assert not trace.exists()
 
 
 class RunsCode:
@@ -137,9 +190,14 @@ def test_unreadable_checkpoints_are_named(tmp_path):
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="cut.pth"):
             compat.load_checkpoint(tmp_path / "cut.pth")
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match="not a RecBole checkpoint"):
-        compat.load_checkpoint(tmp_path / "foreign.pth")
+    for junk in (b"junk", b"\x80\x02X\x02\0\0\0\xff\xfe."):
+        (tmp_path / "cut.pth").write_bytes(junk)
+        with pytest.raises(ValueError, match="cut.pth"):
+            compat.load_checkpoint(tmp_path / "cut.pth")
+    for foreign in ({"weight": torch.zeros(2)}, {"config": {"lr": 1}, "state_dict": {}}, [1, 2]):
+        torch.save(foreign, tmp_path / "foreign.pth")
+        with pytest.raises(ValueError, match="not a RecBole checkpoint"):
+            compat.load_checkpoint(tmp_path / "foreign.pth")
     with pytest.raises(ValueError, match=r"\[DiffuRec\], not \[SASRec\]"):
         compat.load_checkpoint(tmp_path / "good.pth", model="SASRec")
 

@@ -17,6 +17,7 @@ from recbole.utils import get_model, get_trainer
 
 import recbole_diffusion
 from recbole_diffusion import MODELS, registry
+from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.trainer import DiffusionTrainer
 
 from .conftest import ROOT, toy_config
@@ -74,7 +75,9 @@ def test_the_user_stands_above_dataset_above_model_above_protocol(tmp_path, monk
     props = tmp_path / "props"
     (props / "dataset").mkdir(parents=True)
     base = yaml.safe_load((ROOT / "props" / "DiffuRec.yaml").read_text())
-    (props / "protocol.yaml").write_text("{topk: [1], epochs: 1, stopping_step: 1, eval_step: 1, train_batch_size: 1}")
+    (props / "protocol.yaml").write_text(
+        "{topk: [1], valid_metric: MRR@1, epochs: 1, stopping_step: 1, eval_step: 1, train_batch_size: 1}"
+    )
     (props / "DiffuRec.yaml").write_text(
         yaml.safe_dump({**base, "epochs": 2, "stopping_step": 2, "eval_step": 2, "train_batch_size": 2})
     )
@@ -105,6 +108,17 @@ def test_load_col_follows_the_users_field_names():
     config = toy_config("DiffuRec", TIME_FIELD="when", USER_ID_FIELD="who")
     assert config["load_col"] == {"inter": ["who", "item_id", "when"]}
     assert toy_config("DiffuRec", load_col={"inter": ["user_id"]})["load_col"] == {"inter": ["user_id"]}
+
+
+def test_recbole_models_keep_the_columns_they_need():
+    config = build_config("SASRecF", "ml-100k", None, {"state": "ERROR"})
+    assert config["load_col"]["item"] == ["item_id", "release_year", "class"]
+    assert {"user_id", "item_id", "timestamp"} <= set(config["load_col"]["inter"])
+    assert {"kg", "link"} <= set(build_config("KGAT", "ml-100k", None, {"state": "ERROR"})["load_col"])
+    assert build_config("FM", "ml-100k", None, {"state": "ERROR"})["eval_args"]["mode"] == {
+        "valid": "labeled",
+        "test": "labeled",
+    }
 
 
 def test_a_config_file_says_what_differs_for_one_model(tmp_path):
