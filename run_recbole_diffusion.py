@@ -50,9 +50,11 @@ def main() -> None:
         )
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    metrics = result["test_result"]
-    width = max(map(len, metrics))
+    metrics = result["test_result"] or {}
+    width = max(map(len, metrics), default=0)
     print(f"\nTest metrics of {result['model']} on {result['dataset']} ({result['epochs']} epochs)")
+    if not metrics:
+        print("  none: the split leaves no test data (a user needs three interactions)")
     for name, value in metrics.items():
         print(f"  {name:<{width}}  {value:.4f}")
     print(f"Checkpoint: {result['model_file']}")

@@ -15,7 +15,7 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_co
 
 from recbole_diffusion.compat import load_checkpoint
 from recbole_diffusion.registry import check_model_name
-from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.trainer import DiffusionTrainer, load_weights, run_settings
 
 
 def run(
@@ -135,9 +135,13 @@ def prepare_data(config: Config):
     ------
     FileNotFoundError
         Its file is not there and cannot be downloaded.
+    ValueError
+        It lacks a column, or no user has two interactions.
     """
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     missing = not file.is_file() and config["benchmark_filename"] is None and not config["dataset_save_path"]
+    if file.is_file():
+        _check_columns(config, file)
     try:
         dataset = create_dataset(config)
     except (OSError, ValueError) as error:
@@ -148,17 +152,34 @@ def prepare_data(config: Config):
             f"tab-separated, with the header {config['USER_ID_FIELD']}:token, {config['ITEM_ID_FIELD']}:token, "
             f"{config['TIME_FIELD']}:float; or set data_path to the folder that holds {config['dataset']}/."
         ) from error
-    return dataset, *data_preparation(config, dataset)
+    try:
+        return dataset, *data_preparation(config, dataset)
+    except ValueError as error:
+        if "num_samples" not in str(error):  # PyTorch's word for an empty training part
+            raise
+        raise ValueError(
+            f"dataset [{config['dataset']}] leaves nothing to train on: no user has two interactions or more."
+        ) from error
+
+
+def _check_columns(config: Config, file: Path) -> None:
+    """Raise ValueError where an interaction file lacks a column that the split is made by."""
+    with file.open(encoding=config["encoding"]) as lines:
+        header = lines.readline().rstrip("\r\n").split(config["field_separator"])
+    found = [column.split(":")[0] for column in header]
+    keys = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
+    missing = [config[key] for key in keys if config[key] not in found]
+    if missing:
+        raise ValueError(
+            f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(header)}. "
+            "Name its columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
+        )
 
 
 def build_trainer(config: Config, model) -> Trainer:
     """The model's trainer; RecBole's own models on its plain Trainer get ours, which does the same and can resume."""
     trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
     return (DiffusionTrainer if trainer_class is Trainer else trainer_class)(config, model)
-
-
-# What may differ between a run and its continuation.
-_FREE_TO_CHANGE = {"resume", "epochs", "show_progress", "state", "verbose", "device", "gpu_id", "use_gpu", "worker"}
 
 
 def find_resume_file(config: Config) -> str | None:
@@ -168,13 +189,15 @@ def find_resume_file(config: Config) -> str | None:
     if config["resume"] != "auto":
         return str(config["resume"])
 
-    def settings(of: Config) -> dict[str, Any]:
-        return {key: value for key, value in of.final_config_dict.items() if key not in _FREE_TO_CHANGE}
-
     pattern = f"{config['model']}-*-last.pth"
     files = sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files:
-        if settings(load_checkpoint(path)["config"]) == settings(config):
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            getLogger().warning(f"Passed over: {error}")
+            continue
+        if run_settings(checkpoint["config"]) == run_settings(config):
             return str(path)
     return None
 
@@ -196,8 +219,7 @@ def load_data_and_model(model_file: str | Path):
     dataset, train_data, valid_data, test_data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(checkpoint.get("other_parameter"))
+    load_weights(model, checkpoint, model_file)
     return config, model, dataset, train_data, valid_data, test_data
 
 

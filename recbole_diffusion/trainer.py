@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from tqdm import tqdm
 
 from recbole_diffusion.compat import load_checkpoint, save_checkpoint
 from recbole_diffusion.model.base import AMP_DTYPES
+from recbole_diffusion.runs import MACHINE_KEYS
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # RecBole's sparse_adam takes no gradient of any model
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
@@ -57,7 +60,7 @@ def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
     """
     if spec is None:
         spec = {"name": "constant"}
-    if not isinstance(spec, Mapping) or spec.get("name") not in LR_SCHEDULES:
+    if not isinstance(spec, Mapping) or spec.get("name") not in list(LR_SCHEDULES):
         raise ValueError(f"lr_scheduler [{spec}] must be a mapping whose `name` is one of {', '.join(LR_SCHEDULES)}.")
     options = {**LR_SCHEDULES[spec["name"]], "warmup_epochs": 0}
     for key, value in spec.items():
@@ -84,6 +87,10 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     if clip is not None and (not isinstance(clip, Mapping) or "max_norm" not in clip):
         raise ValueError(f"clip_grad_norm [{clip}] must be null or a mapping such as {{max_norm: 1.0}}.")
     build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
+    name, _, k = str(config.get("valid_metric")).partition("@")
+    metrics, topk = (value if isinstance(value, list) else [value] for value in map(config.get, ("metrics", "topk")))
+    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
+        raise ValueError(f"valid_metric [{config.get('valid_metric')}] is not among metrics {metrics} at topk {topk}.")
 
 
 class DiffusionTrainer(Trainer):
@@ -102,6 +109,9 @@ class DiffusionTrainer(Trainer):
     def __init__(self, config, model):
         check_training_config(config.final_config_dict)
         super().__init__(config, model)
+        if config["single_spec"]:  # RecBole names the file by the second, and another run may have begun in it
+            path = Path(self.saved_model_file)
+            self.saved_model_file = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
         self.lr_scheduler = schedulers.LambdaLR(self.optimizer, build_lr_lambda(config["lr_scheduler"], self.epochs))
         self.amp_dtype = AMP_DTYPES[config["amp_dtype"] or "bf16"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
@@ -147,7 +157,8 @@ class DiffusionTrainer(Trainer):
                 sync_loss = self.sync_grad_loss()
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
                 losses = loss_func(interaction)
-            losses = losses if isinstance(losses, tuple) else (losses,)
+            # Some of RecBole's models return a loss of the shape [1].
+            losses = [loss.reshape(()) for loss in (losses if isinstance(losses, tuple) else (losses,))]
             pending.append(torch.stack([loss.detach().float() for loss in losses]))
             if len(pending) == CHECK_EVERY.get(self.device.type, 1) or step + 1 == steps:
                 total = self._add_finite(total, pending, epoch_idx, step)
@@ -172,11 +183,13 @@ class DiffusionTrainer(Trainer):
         if not hasattr(self.model, "read_step_losses"):
             return  # a model of RecBole's own
         losses = self.model.read_step_losses()
-        probabilities = self.model.step_sampler.probabilities.tensor_split(len(losses))
-        for bucket, (loss, p) in enumerate(zip(losses, probabilities, strict=True)):
+        p = self.model.step_sampler.probabilities
+        bucket_of = self.model.step_bucket(torch.arange(len(p), device=p.device))
+        drawn = p.new_zeros(len(losses)).index_add_(0, bucket_of, p).tolist()
+        for bucket, (loss, share) in enumerate(zip(losses, drawn, strict=True)):
             if math.isfinite(loss):
                 self.tensorboard.add_scalar(f"Loss/Step_range_{bucket}", loss, epoch_idx)
-            self.tensorboard.add_scalar(f"Step_sampler/Step_range_{bucket}", p.sum().item(), epoch_idx)
+            self.tensorboard.add_scalar(f"Step_sampler/Step_range_{bucket}", share, epoch_idx)
 
     def _add_finite(self, total, pending, epoch_idx, step):
         """Add losses that wait on the device to the total, or raise for the first that is not finite."""
@@ -229,17 +242,28 @@ class DiffusionTrainer(Trainer):
     def resume_checkpoint(self, resume_file) -> None:
         """Continue from a checkpoint; from a ``-last.pth`` file the run goes on as if it had never stopped.
 
+        Warns where other parameters than those of the checkpoint are set.
+
         Raises
         ------
         FileNotFoundError, ValueError
             As ``compat.load_checkpoint``: missing, truncated, foreign, or of another model.
         """
         checkpoint = load_checkpoint(resume_file, model=self.config["model"])
+        old, new = run_settings(checkpoint["config"]), run_settings(self.config)
+        shared = sorted((old.keys() & new.keys()) - MACHINE_KEYS)
+        changed = [f"{key} [{new[key]}] was [{old[key]}]" for key in shared if old[key] != new[key]]
+        if changed:
+            warnings.warn(
+                f"resuming {resume_file} with other settings: {', '.join(changed)}. The optimizer goes on as "
+                "it was, with its own learning rate and weight decay.",
+                stacklevel=2,
+            )
         self.saved_model_file = checkpoint.get("best_model_file", str(resume_file))
         self.start_epoch = checkpoint["epoch"] + 1
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]
-        self._load_model(checkpoint, resume_file)
+        load_weights(self.model, checkpoint, resume_file)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         if "random_state" in checkpoint:
             self.best_valid_result = checkpoint["best_valid_result"] or None
@@ -247,6 +271,11 @@ class DiffusionTrainer(Trainer):
             self.scaler.load_state_dict(checkpoint["scaler"])
             self.train_loss_dict = checkpoint["train_loss_dict"]
             self._resume_state = checkpoint["random_state"]
+        else:  # a best checkpoint: the schedule goes on from its epoch
+            for group in self.optimizer.param_groups:
+                group.setdefault("initial_lr", self.learning_rate)
+            factor = self.lr_scheduler.lr_lambdas[0]
+            self.lr_scheduler = schedulers.LambdaLR(self.optimizer, factor, last_epoch=self.start_epoch - 1)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
     def _restore_random_state(self, train_data) -> None:
@@ -257,19 +286,13 @@ class DiffusionTrainer(Trainer):
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        train_data.generator.set_state(state["loader"])
-
-    def _load_model(self, checkpoint, path) -> None:
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
-        self.model.load_other_parameter(checkpoint.get("other_parameter"))
+        if train_data.generator is not None and state["loader"] is not None:
+            train_data.generator.set_state(state["loader"])
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Validate as RecBole does, with ``valid_sampling_steps`` of the reverse process where the key is set."""
         steps = self.config["valid_sampling_steps"]
-        if steps is None:
+        if steps is None or not hasattr(self.model, "sampling_steps"):  # RecBole's own models take no steps
             return super()._valid_epoch(valid_data, show_progress)
         in_test, self.model.sampling_steps = self.model.sampling_steps, steps
         try:
@@ -282,9 +305,34 @@ class DiffusionTrainer(Trainer):
         """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""
         if eval_data and load_best_model:
             path = model_file or self.saved_model_file
-            self._load_model(load_checkpoint(path, model=self.config["model"]), path)
+            load_weights(self.model, load_checkpoint(path, model=self.config["model"]), path)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+
+# What may differ between a run and its continuation.
+_FREE_TO_CHANGE = {"resume", "epochs", "show_progress", "state", "verbose", "device", "gpu_id", "use_gpu", "worker"}
+
+
+def run_settings(config) -> dict[str, Any]:
+    """Parameters of a run that its continuation shares."""
+    values = {key: value for key, value in config.final_config_dict.items() if key not in _FREE_TO_CHANGE}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights and other parameters into a model.
+
+    Raises
+    ------
+    ValueError
+        They are of other shapes or names; ``path`` is for the message.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
+    model.load_other_parameter(checkpoint.get("other_parameter"))
 
 
 def _keep_item_tokens(model, dataset) -> None:
@@ -302,5 +350,6 @@ def _random_state(train_data) -> dict[str, Any]:
         "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "loader": train_data.generator.get_state(),
+        # RecBole's save_dataloaders leaves the loader without one; it then shuffles by PyTorch's own.
+        "loader": None if train_data.generator is None else train_data.generator.get_state(),
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from recbole.config import Config
 
 from recbole_diffusion.quick_start import build_config, prepare_data, run
 
-from .conftest import ROOT, toy_config
+from .conftest import ROOT, TINY, toy_config
 
 SCRIPT = [sys.executable, "-W", "ignore", str(ROOT / "run_recbole_diffusion.py")]
 
@@ -77,6 +79,15 @@ BAD = [
     ("ddim_eta", 2, "ddim_eta"),
     ("ragged", "maybe", "ragged"),
     ("lambda_uncertainty", -1, "lambda_uncertainty"),
+    ("beta_end", 2.0, "beta_end"),
+    ("beta_start", "x", "beta_start"),
+    ("learner", "sparse_adam", "adamw"),
+    ("noise_schedule", ["linear"], "trunc_linear"),
+    ("step_sampler", ["uniform"], "loss_aware"),
+    ("hidden_act", ["gelu"], "gelu"),
+    ("amp_dtype", ["bf16"], "bf16"),
+    ("valid_metric", "NDCG@7", "topk"),
+    ("metrics", ["Recall"], "valid_metric"),
 ]
 
 
@@ -92,6 +103,46 @@ def test_a_bad_parameter_is_named_before_any_data_is_loaded(model, key, value, a
 def test_betas_outside_the_unit_interval_are_named(key, value):
     with pytest.raises(ValueError, match="beta_"):
         toy_config("DiffuRec", noise_schedule="linear", **{key: value})
+
+
+def test_numpy_integers_are_integers_too():
+    assert toy_config("DiffuRec", hidden_size=np.int64(16), hidden_dropout_prob=np.float32(0.1))["hidden_size"] == 16
+
+
+def write_dataset(folder, header: str, rows) -> Config:
+    """A dataset of the name shop, as RecBole reads it, and a tiny model's config for it."""
+    (folder / "shop").mkdir()
+    lines = [header.replace(" ", "\t"), *("\t".join(map(str, row)) for row in rows)]
+    (folder / "shop" / "shop.inter").write_text("\n".join(lines) + "\n")
+    return build_config("DiffuRec", "shop", None, {**TINY, "data_path": str(folder), "state": "ERROR"})
+
+
+@pytest.mark.parametrize(
+    "header, missing",
+    [
+        ("uid:token sku:token ts:float", "user_id nor item_id nor timestamp"),
+        ("user_id:token sku:token timestamp:float", "item_id"),
+        ("user_id:token item_id:token", "timestamp"),
+    ],
+)
+def test_a_missing_column_is_named_with_those_there(tmp_path, header, missing):
+    config = write_dataset(tmp_path, header, [(1, 2, 3)])
+    with pytest.raises(ValueError, match=rf"no column {missing}: .*{header.split()[1]}.*TIME_FIELD"):
+        prepare_data(config)
+
+
+def test_one_interaction_a_user_is_too_few(tmp_path):
+    config = write_dataset(tmp_path, "user_id:token item_id:token timestamp:float", [(u, u % 5, 0) for u in range(20)])
+    with pytest.raises(ValueError, match="no user has two interactions"):
+        prepare_data(config)
+
+
+def test_two_interactions_a_user_train_and_leave_no_test(tmp_path):
+    rows = [(user, (user + k) % 7, k) for user in range(30) for k in range(2)]
+    write_dataset(tmp_path, "user_id:token item_id:token timestamp:float", rows)
+    done = script("--model=DiffuRec", "--dataset=shop", f"--data_path={tmp_path}", "--epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "leaves no test data" in done.stdout
 
 
 def test_a_missing_dataset_says_where_to_put_it(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_the_schedule_drives_the_optimizer():
         ("lr_scheduler", {"name": "step", "gama": 0.1}),
         ("lr_scheduler", {"name": "step", "gamma": -1}),
         ("lr_scheduler", {"name": "step", "step_size": 0}),
+        ("lr_scheduler", {"name": ["step"]}),
     ],
 )
 def test_bad_training_keys_are_named_before_any_data_is_loaded(key, value):
@@ -181,6 +183,52 @@ def test_auto_takes_no_other_run(tmp_path):
     assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "resume": None})) is None
 
 
+def test_auto_passes_over_a_broken_file(tmp_path):
+    straight(tmp_path / "b", epochs=1)
+    (tmp_path / "b" / "DiffuRec-later-last.pth").write_bytes(b"junk")
+    config = {"checkpoint_dir": str(tmp_path / "b"), "step_sampler": "loss_aware", "resume": "auto", "epochs": 9}
+    from recbole_diffusion.quick_start import build_config, find_resume_file
+
+    found = find_resume_file(build_config("DiffuRec", "markov-toy", None, {**QUIET, **config}))
+    assert found and "later" not in found
+
+
+def test_the_schedule_goes_on_from_a_best_checkpoint(tmp_path):
+    schedule = {"name": "step", "start_epoch": 1, "step_size": 100, "gamma": 0.1}
+    best = straight(tmp_path, epochs=2, lr_scheduler=schedule)["model_file"]
+    it = toy("DiffuRec", step_sampler="loss_aware", lr_scheduler=schedule, num_steps=4)
+    trainer = DiffusionTrainer(it.config, it.model)
+    trainer.resume_checkpoint(best)
+    rates = []
+    for _ in range(3):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert trainer.start_epoch == 2 and rates == pytest.approx([rates[0]] * 3)
+    [base] = trainer.lr_scheduler.base_lrs
+    assert rates[0] == pytest.approx(0.1 * base)
+
+
+def test_recboles_models_take_no_notice_of_fewer_steps_in_validation():
+    config = {**QUIET, "epochs": 1, "limit_train_batches": 2, "valid_sampling_steps": 2}
+    assert run("SASRec", "markov-toy", config_dict=config)["test_result"]["ndcg@10"] > 0
+
+
+def test_saved_data_loaders_do_not_hinder_training():
+    assert straight(".", epochs=2, save_dataloaders=True)["epochs"] == 2
+
+
+def test_other_settings_in_a_continuation_are_warned_of(tmp_path):
+    cut = straight(tmp_path, epochs=1)
+    with pytest.warns(UserWarning, match=r"learning_rate \[0.5\] was \[0.001\].*optimizer goes on"):
+        straight(tmp_path, epochs=2, learning_rate=0.5, resume=cut["model_file"])
+
+
+def test_two_runs_of_the_same_second_have_files_of_their_own():
+    it = toy("DiffuRec")
+    assert len({DiffusionTrainer(it.config, it.model).saved_model_file for _ in range(4)}) == 4
+
+
 def test_resuming_another_model_is_refused(tmp_path):
     cut = straight(tmp_path, epochs=1)
     with pytest.raises(ValueError, match=r"\[DiffuRec\], not \[DiffuRecSys\]"):
@@ -235,6 +283,17 @@ def test_tensorboard_has_what_a_diffusion_run_needs():
     assert mean[0] == pytest.approx(total, rel=0.1) and events.Scalars("Train/gradient_norm")[0].value > 0
     draws = [name for name in names if name.startswith("Step_sampler/")]
     assert sum(events.Scalars(name)[0].value for name in draws) == pytest.approx(1, abs=1e-4)
+
+
+def test_losses_and_draws_are_logged_by_the_same_ranges_of_steps():
+    it = toy("DiffuRec", num_steps=20)
+    trainer, logged = DiffusionTrainer(it.config, it.model), {}
+    trainer.tensorboard = SimpleNamespace(add_scalar=lambda name, value, epoch: logged.update({name: value}))
+    it.model.record_step_losses(torch.arange(20), torch.arange(20.0))
+    trainer._log_steps(0)
+    ranges = [torch.arange(20)[torch.arange(20) * 8 // 20 == bucket].float() for bucket in range(8)]
+    assert [logged[f"Loss/Step_range_{b}"] for b in range(8)] == pytest.approx([r.mean().item() for r in ranges])
+    assert [logged[f"Step_sampler/Step_range_{b}"] for b in range(8)] == pytest.approx([len(r) / 20 for r in ranges])
 
 
 def test_the_objective_reports_each_validation():
