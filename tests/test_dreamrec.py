@@ -204,6 +204,16 @@ def test_generation_is_algorithm_2(users, fused, denoiser, num_steps, w):
     torch.testing.assert_close(scores[:, 1:], oracle @ it.model.item_embedding.weight[1:].T)
 
 
+def test_mixed_precision_ranks_alike_in_large_and_small_batches():
+    it = toy("DreamRec", enable_amp=True, hidden_size=16, num_steps=30)
+    it.model.eval()
+    interaction = batch_of(it.test, 40)
+    with torch.no_grad():
+        whole = it.model.sample_start(interaction, [3])  # more users than dimensions: the affine chain
+        parts = [it.model.sample_start(interaction[rows], [3]) for rows in (slice(0, 10), slice(10, 20))]
+    torch.testing.assert_close(torch.cat(parts, 1), whole[:, :20], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("denoiser", DENOISERS)
 @torch.no_grad()
 def test_the_fused_denoiser_is_two_plain_passes(denoiser):

@@ -41,6 +41,17 @@ def test_scores_are_the_same_for_any_batch_size_twice_and_leave_the_random_state
     torch.testing.assert_close(flipped.flip(0), whole, rtol=1e-4, atol=1e-5)
 
 
+def test_seeds_in_parts_give_the_same_scores(name):
+    it = toy(name, inference_seeds=[1, 2, 3], **FEW_STEPS)
+    interaction = batch_of(it.test, 5)
+    together = scores(it.model, interaction)
+    calls, sample_start = [], it.model.sample_start
+    it.model.sample_start = lambda batch, seeds: calls.append(seeds) or sample_start(batch, seeds)
+    it.model.logits_chunk = 2 * 5 * it.model.n_items
+    torch.testing.assert_close(scores(it.model, interaction), together)
+    assert calls == [[1, 2], [3]]
+
+
 def test_scores_do_not_depend_on_the_padding_length(name):
     it = toy(name, **FEW_STEPS)
     interaction = batch_of(it.test, 30)

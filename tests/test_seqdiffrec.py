@@ -294,6 +294,7 @@ def test_the_schedule_and_the_number_of_steps_reach_the_forward_process(name, ab
 @pytest.mark.parametrize(
     "key, value",
     [
+        ("MAX_ITEM_LIST_LENGTH", 1),
         ("noised_items", 0),
         ("noised_items", "last"),
         ("noised_items", True),

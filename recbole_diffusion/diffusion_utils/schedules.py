@@ -77,7 +77,7 @@ def get_betas(name: str, num_steps: int, **kwargs: float) -> Tensor:
     Raises ValueError on an unknown name, fewer than one step, a keyword that the schedule does not take, or a value
     out of range.
     """
-    if name not in SCHEDULES:
+    if name not in list(SCHEDULES):
         raise ValueError(f"noise_schedule={name!r} is unknown; allowed: {', '.join(SCHEDULES)}")
     num_steps = check_int("num_steps", num_steps, 1)
     taken = list(inspect.signature(SCHEDULES[name]).parameters)[1:]

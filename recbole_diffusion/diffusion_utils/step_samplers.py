@@ -93,6 +93,6 @@ STEP_SAMPLERS = {"uniform": UniformStepSampler, "loss_aware": LossAwareStepSampl
 
 def get_step_sampler(name: str, num_steps: int) -> UniformStepSampler | LossAwareStepSampler:
     """Return the step sampler `name`: `uniform` or `loss_aware`. Raises ValueError on any other."""
-    if name not in STEP_SAMPLERS:
+    if name not in list(STEP_SAMPLERS):
         raise ValueError(f"step_sampler={name!r} is unknown; allowed: {', '.join(STEP_SAMPLERS)}")
     return STEP_SAMPLERS[name](num_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class ApproximatorRecommender(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        check_number(config, "lambda_uncertainty", (int, float), 0)
+        check_number(config, "lambda_uncertainty", Real, 0)
         check_flags(config, "noise_x_start", "use_position_embedding")
 
     def build_approximator(self, config) -> nn.Module:

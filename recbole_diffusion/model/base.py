@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ STEP_BUCKETS = 8
 ITEM_LOSSES = ("full", "sampled")
 INFERENCE = ("reverse", "one_step")
 INITIALIZERS = ("normal", "xavier", "torch")
+BETA_RANGES = {"linear": ("beta_start", "beta_end"), "exponential": ("beta_min", "beta_max")}
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,34 +82,37 @@ class DiffusionRecommender(SequentialRecommender):
             )
         positive = ("hidden_size", "n_layers", "n_heads", "inner_size", "MAX_ITEM_LIST_LENGTH", "num_steps")
         for key in positive:
-            check_number(config, key, int, 1)
+            check_number(config, key, Integral, 1)
         for key in config:
             if key.endswith("dropout_prob"):
-                check_number(config, key, (int, float), 0, 1)
-        check_number(config, "initializer_range", (int, float), 0)
-        check_number(config, "layer_norm_eps", (int, float), 0)
+                check_number(config, key, Real, 0, 1)
+        check_number(config, "initializer_range", Real, 0)
+        check_number(config, "layer_norm_eps", Real, 0)
         if config["hidden_size"] % config["n_heads"]:
             raise ValueError(
                 f"hidden_size [{config['hidden_size']}] must be a multiple of n_heads [{config['n_heads']}]."
             )
         check_choice(config, "hidden_act", ACTIVATIONS)
         check_flags(config, "ragged")
-        check_number(config, "logits_chunk", int, 1)
+        check_number(config, "logits_chunk", Integral, 1)
         if config.get("amp_dtype") is not None:
             check_choice(config, "amp_dtype", AMP_DTYPES)
-        if "item_loss" in config:
+        if "n_sampled_items" in config:
             check_choice(config, "item_loss", ITEM_LOSSES)
-            check_number(config, "n_sampled_items", int, 1)
+            check_number(config, "n_sampled_items", Integral, 1)
         check_choice(config, "initializer", INITIALIZERS)
         check_choice(config, "inference", INFERENCE)
         betas_from_config(config)
+        for schedule, keys in BETA_RANGES.items():  # also where noise_schedule is another
+            if all(key in config for key in keys):
+                betas_from_config({**config, "noise_schedule": schedule})
         if "step_sampler" in config:
             get_step_sampler(config["step_sampler"], config["num_steps"])
-        if "sampler" in config:
+        if "sampling_steps" in config:
             check_choice(config, "sampler", ("ddpm", "ddim"))
             check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
         if config.get("valid_sampling_steps") is not None:
-            check_number(config, "valid_sampling_steps", int, 1, config["num_steps"] + 1)
+            check_number(config, "valid_sampling_steps", Integral, 1, config["num_steps"] + 1)
         resolve_seeds(config["inference_seeds"])
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -156,8 +161,11 @@ class DiffusionRecommender(SequentialRecommender):
     def record_step_losses(self, t: Tensor, loss: Tensor) -> None:
         """Feed the unweighted losses [B] of the steps t [B] to the step sampler, and to the curves of loss by step."""
         self.step_sampler.update(t, loss)
-        bucket = t * self.step_losses.shape[1] // self.diffusion.num_steps
-        self.step_losses.index_add_(1, bucket, torch.stack([loss.float(), torch.ones_like(loss.float())]))
+        self.step_losses.index_add_(1, self.step_bucket(t), torch.stack([loss.float(), torch.ones_like(loss.float())]))
+
+    def step_bucket(self, t: Tensor) -> Tensor:
+        """The range of steps that each step of t belongs to, in the curves by step."""
+        return t * self.step_losses.shape[1] // self.diffusion.num_steps
 
     def read_step_losses(self) -> list[float]:
         """Mean loss in each range of steps since the last call (nan where none was drawn)."""
@@ -226,7 +234,9 @@ class DiffusionRecommender(SequentialRecommender):
             scores = self.item_scores(self.sample_start(interaction, part))
             return scores.softmax(dim=-1) if probabilities else scores
 
-        result = seed_average(score, self.inference_seeds, return_std=return_std)
+        # As many seeds in a call as `logits_chunk` holds scores of.
+        chunk = max(1, self.logits_chunk // (len(interaction[self.ITEM_SEQ_LEN]) * self.n_items))
+        result = seed_average(score, self.inference_seeds, chunk, return_std)
         scores = result[0] if return_std else result
         scores[:, 0] = -torch.inf
         return result
@@ -323,14 +333,14 @@ def sampled_cross_entropy(
 
 def betas_from_config(config: Mapping[str, Any]) -> Tensor:
     """The betas of the keys ``noise_schedule``, ``num_steps`` and, where the schedule has them, its range."""
-    ranges = {"linear": ("beta_start", "beta_end"), "exponential": ("beta_min", "beta_max")}
-    keys = ranges.get(config["noise_schedule"], ())
-    return get_betas(config["noise_schedule"], config["num_steps"], **{k: config[k] for k in keys if k in config})
+    schedule = config["noise_schedule"]
+    keys = BETA_RANGES[schedule] if schedule in list(BETA_RANGES) else ()
+    return get_betas(schedule, config["num_steps"], **{key: config[key] for key in keys if key in config})
 
 
 def check_choice(config: Mapping[str, Any], key: str, allowed) -> None:
     """Raise ValueError unless the key's value is one of ``allowed``."""
-    if config[key] not in allowed:
+    if config[key] not in list(allowed):
         raise ValueError(f"{key} [{config[key]}] is unknown: choose one of {', '.join(map(str, allowed))}.")
 
 
@@ -342,8 +352,8 @@ def check_flags(config: Mapping[str, Any], *keys: str) -> None:
 
 
 def check_number(config: Mapping[str, Any], key: str, kind, low: float, below: float | None = None) -> None:
-    """Raise ValueError unless the key's value is of a kind (int, or int and float) and low <= value < below."""
+    """Raise ValueError unless the key's value is of a kind (Integral or Real) and low <= value < below."""
     value = config[key]
     if not isinstance(value, kind) or isinstance(value, bool) or value < low or (below is not None and value >= below):
         limit = f">= {low}" + (f" and < {below}" if below is not None else "")
-        raise ValueError(f"{key} [{value}] must be {'an integer' if kind is int else 'a number'} {limit}.")
+        raise ValueError(f"{key} [{value}] must be {'an integer' if kind is Integral else 'a number'} {limit}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -55,9 +56,9 @@ class CDDRec(DiffusionRecommender):
         super().check_config(config)
         check_choice(config, "divergence", ("dot", "kl"))
         check_choice(config, "augmentation", AUGMENTATIONS)
-        check_number(config, "augmentation_ratio", (int, float), 0, 1)
-        check_number(config, "lambda_contrastive", (int, float), 0)
-        check_number(config, "temperature", (int, float), 1e-3)
+        check_number(config, "augmentation_ratio", Real, 0, 1)
+        check_number(config, "lambda_contrastive", Real, 0)
+        check_number(config, "temperature", Real, 1e-3)
         check_flags(config, "sample_target", "sample_preference")
 
     # ------------------------------------------------------------------ diffuser, encoder, decoder (3.1 to 3.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class DiffuRecSys(ApproximatorRecommender):
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
         check_flags(config, "cross_attention")
-        check_number(config, "offset_noise", (int, float), 0)
+        check_number(config, "offset_noise", Real, 0)
 
     def build_approximator(self, config) -> nn.Module:
         """The transformer of Eq. 14, with cross-attention in every block (Eq. 16) or without."""

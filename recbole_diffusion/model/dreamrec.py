@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ class DreamRec(DiffusionRecommender):
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
         check_choice(config, "denoiser", DENOISERS)
-        check_number(config, "guidance_scale", (int, float), 0)
-        check_number(config, "embedding_std", (int, float), 0)
+        check_number(config, "guidance_scale", Real, 0)
+        check_number(config, "embedding_std", Real, 0)
         check_flags(config, "target_gradient", "fused_denoiser")
         if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
             raise ValueError(
@@ -106,14 +107,17 @@ class DreamRec(DiffusionRecommender):
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws.
 
         With ``mlp1`` and shared draws every step is affine in x_t and c, and so is the whole chain in c alone. It is
-        walked for the zero condition and the D unit ones, however many users there are.
+        walked for the zero condition and the D unit ones, where the users are more; always in float32, so that the
+        scores do not depend on the size of the batch.
         """
-        size = self.hidden_size
-        if not self.fused_denoiser or self.f.dense_2 is not None or len(interaction[self.ITEM_SEQ_LEN]) <= size + 1:
+        if not self.fused_denoiser or self.f.dense_2 is not None:
             return super().sample_start(interaction, seeds)
         with self.autocast():
             c = self.encode(interaction).float()
-        noise, corners = SeedNoise(seeds), torch.eye(size + 1, size, device=c.device).roll(1, 0)
+        noise, size = SeedNoise(seeds), self.hidden_size
+        if len(c) <= size + 1:
+            return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
+        corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
         zero = x_start[:, :1]
         return torch.baddbmm(zero, c.expand(len(seeds), -1, -1), x_start[:, 1:] - zero)

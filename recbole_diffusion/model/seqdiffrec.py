@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -45,9 +46,10 @@ class SeqDiffRec(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
+        check_number(config, "MAX_ITEM_LIST_LENGTH", Integral, 2)  # the target is one of them
         if config["noised_items"] != "all":
             try:
-                check_number(config, "noised_items", int, 1)
+                check_number(config, "noised_items", Integral, 1)
             except ValueError as error:
                 raise ValueError(f"{error} Or: all.") from None
         check_choice(config, "mse_reduction", ("mean", "sum"))
