@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from recbole.config import Config
 from recbole.evaluator.register import smaller_metrics
 from scipy.stats import ttest_rel
@@ -28,7 +27,7 @@ from tabulate import tabulate
 
 from recbole_diffusion.quick_start import build_config, run
 from recbole_diffusion.registry import MODELS
-from recbole_diffusion.runs import MACHINE_KEYS, own_process_state, plain_config, write_whole
+from recbole_diffusion.runs import MACHINE_KEYS, own_process_state, plain_config, told, write_whole
 
 PAPERS = Path(__file__).parent.parent / "results" / "papers.csv"
 # The comparison itself sets these for each run, which takes one process.
@@ -83,8 +82,8 @@ def compare(
         ``results/compare-<dataset>``). Runs found there are not run again, and a run that was cut goes on. One
         comparison at a time works in a folder.
 
-    Returns ``runs`` (model -> seed -> what the file of the run holds), ``failed`` (name of the run -> error: one that
-    ends in a ValueError, such as a loss that is not finite, or without memory does not stop the others), ``markdown``
+    Returns ``runs`` (model -> seed -> what the file of the run holds), ``failed`` (name of the run -> error: it
+    does not stop the others), ``markdown``
     and ``latex`` (paths of the tables; None where the baseline or every other model has no run).
 
     Raises
@@ -114,9 +113,9 @@ def compare(
             print(f"[{number}/{total}] {model} on {dataset}, seed {seed}", flush=True)
             try:
                 runs[model][seed] = _train(config, files, parameters, file, (output / "saved" / file.stem).resolve())
-            except (ValueError, torch.cuda.OutOfMemoryError) as error:
-                failed[file.stem] = str(error)
-                print(f"  failed: {error}", flush=True)
+            except Exception as error:  # RecBole's models raise what they like: the other runs go on
+                failed[file.stem] = told(error)
+                print(f"  failed: {failed[file.stem]}", flush=True)
     result = {"runs": runs, "failed": failed, "markdown": None, "latex": None}
     if not any(runs.values()):
         return result
@@ -204,6 +203,9 @@ def _train(config: Config, files: list[str], parameters: dict[str, Any], file: P
 # ------------------------------------------------------------------ statistics and tables
 
 
+ROUNDING = 2e-6  # differences of metrics with six decimals that are equal but for it
+
+
 def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean of the paired differences, p of the two-sided t-test and Cohen's d (mean over standard deviation, n - 1).
 
@@ -211,7 +213,7 @@ def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[flo
     """
     differences = np.subtract(values, baseline)
     mean = float(differences.mean())
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or np.ptp(differences) <= ROUNDING:
         return mean, None, None
     return mean, float(ttest_rel(values, baseline).pvalue), float(mean / differences.std(ddof=1))
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from recbole_diffusion import compat
 from recbole_diffusion.model.base import check_choice, check_number
 from recbole_diffusion.quick_start import build_config, objective_function, prepare_data
 from recbole_diffusion.registry import PROPS, known_keys
-from recbole_diffusion.runs import own_process_state
+from recbole_diffusion.runs import own_process_state, told
 
 # What each tool can be told, with its defaults; None: see `search`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -218,10 +219,10 @@ def _check_options(tool: str, options: dict[str, Any]) -> dict[str, Any]:
             )
     for key in ("max_evals", "early_stop", "num_samples", "grace_period"):
         if key in options:
-            check_number(options, key, int, 1)
+            check_number(options, key, Integral, 1)
     for key in ("cpus_per_trial", "gpus_per_trial"):
         if key in options:
-            check_number(options, key, (int, float), 0)
+            check_number(options, key, Real, 0)
     if "algo" in options:
         check_choice(options, "algo", ALGORITHMS)
     return {**OPTIONS[tool], **options}
@@ -396,8 +397,8 @@ def _search_with_hyperopt(space, fixed, config: Config, output: Path, options: d
         if trial is None:
             try:
                 trial = _run_trial(fixed, params, folder)
-            except (ValueError, torch.cuda.OutOfMemoryError) as error:
-                trial = _failed(params, str(error))
+            except Exception as error:  # RecBole's models raise what they like: the other trials go on
+                trial = _failed(params, told(error))
             journal.add(trial)
             print(f"{HyperTuning.params2str(params)}: {trial['best_valid_score']} {trial.get('error', '')}")
         trials.append(trial)
@@ -529,8 +530,11 @@ def _write_results(output: Path, trials, best, settings: dict[str, Any], config:
         f"# {settings['model']} on {settings['dataset']}: the best of {len(trials)} trials with {settings['tool']}, "
         f"{config['valid_metric']} on validation {best['best_valid_score']:.6f}\n"
     )
+    params, per_model = dict(best["params"]), config.file_config_dict.get("per_model") or {}
+    if params.keys() & per_model.get(settings["model"], {}).keys():  # which would stand above them
+        params["per_model"] = {**per_model, settings["model"]: {**per_model[settings["model"]], **params}}
     file = _beside(output, ".yaml")
-    file.write_text(head + yaml.safe_dump(best["params"], sort_keys=False), encoding="utf-8")
+    file.write_text(head + yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     return file
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +143,7 @@ class Recommender:
     @torch.no_grad()
     def rank(self, encoded: list[tuple[list[int], list[str]]], k: int, exclude_seen: bool) -> list[Recommendation]:
         """Recommend for one batch of what `encode` returned."""
-        check_number({"k": k}, "k", int, 1)
+        check_number({"k": k}, "k", Integral, 1)
         length = self.model.max_seq_length
         item_seq = _padded([known[-length:] for known, _ in encoded], length)
         seq_len = torch.tensor([min(len(known), length) for known, _ in encoded])
@@ -250,9 +251,12 @@ def recommend_lines(
 ) -> Iterator[dict[str, Any]]:
     """Recommend for lines of JSON, in their order and in constant memory: one dictionary a line.
 
+    Blank lines are passed over.
+
     Raises ValueError naming the first line that cannot be used; with ``keep_going``, its dictionary says ``error``.
     """
-    for batch in _batches(enumerate(lines, start=1), batch_size or recommender.batch_size):
+    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for batch in _batches(numbered, batch_size or recommender.batch_size):
         records, encoded, errors = [], [], {}
         for place, (number, line) in enumerate(batch):
             record = {}
@@ -310,9 +314,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for name in ("topk", "batch_size"):
             if getattr(args, name) is not None:
-                check_number(vars(args), name, int, 1)
-        if args.input and not Path(args.input).is_file():
+                check_number(vars(args), name, Integral, 1)
+        if args.input and not Path(args.input).exists():
             raise FileNotFoundError(f"input [{args.input}] does not exist.")
+        if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):
+            raise ValueError(f"output [{args.output}] is the input, and would be lost: name another file.")
         recommender, start, done = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
         with ExitStack() as files:
             lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
@@ -326,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output:
             seconds = time.perf_counter() - start
             print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 

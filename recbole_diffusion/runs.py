@@ -52,3 +52,8 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in a line: a ValueError speaks for itself, others by their type."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

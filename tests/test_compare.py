@@ -99,6 +99,15 @@ def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     assert "\n| DiffuRec" not in out and "Against" not in out
 
 
+def test_a_model_of_recbole_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    words = ["--models=FDSA,Pop", "--dataset=markov-toy", "--seeds=1", "--epochs=1", "--state=ERROR"]
+    monkeypatch.setattr(sys, "argv", ["compare", *words, f"--data_path={ROOT}/dataset"])
+    with pytest.raises(SystemExit, match="Failed: FDSA-markov-toy-1;"):
+        main()
+    out = capsys.readouterr().out
+    assert "FDSA-markov-toy-1: KeyError" in out and "| Pop " in out
+
+
 def test_the_statistics_are_those_of_the_textbook_and_of_scipy():
     # Differences 1, 2, 3: t = 2 sqrt(3) with two degrees of freedom, whose p has a closed form.
     mean, p, d = paired_test([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
@@ -111,7 +120,9 @@ def test_the_statistics_are_those_of_the_textbook_and_of_scipy():
 
 
 @pytest.mark.filterwarnings("error")  # SciPy and NumPy warn where they divide by zero
-@pytest.mark.parametrize("values, baseline", [([0.2, 0.2], [0.1, 0.1]), ([0.2, 0.3], [0.2, 0.3]), ([0.2], [0.1])])
+@pytest.mark.parametrize(
+    "values, baseline", [([0.2, 0.2], [0.1, 0.1]), ([0.2, 0.3], [0.2, 0.3]), ([0.2], [0.1]), ([0.3, 0.2], [0.2, 0.1])]
+)
 def test_without_spread_nothing_is_tested(values, baseline):
     mean, p, d = paired_test(values, baseline)
     assert math.isclose(mean, values[0] - baseline[0]) and p is None and d is None

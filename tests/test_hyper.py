@@ -231,6 +231,24 @@ def test_a_failed_trial_is_noted_and_passed_over():
         toy_search("hidden_size choice [31]\n", output_file="y")
 
 
+def test_the_best_parameters_stand_above_what_a_config_file_says_for_the_model():
+    Path("base.yaml").write_text("per_model: {DiffuRec: {learning_rate: 0.5, n_layers: 1}, SASRec: {epochs: 2}}")
+    found = toy_search("learning_rate choice [0.01]\n", config_file_list=["base.yaml"])
+    files = ["base.yaml", found["best_file"]]
+    config = build_config("DiffuRec", "markov-toy", files, {"data_path": str(ROOT / "dataset")})
+    assert config["learning_rate"] == 0.01 and config["n_layers"] == 1
+    assert build_config("SASRec", "markov-toy", files, {"data_path": str(ROOT / "dataset")})["epochs"] == 2
+
+
+def test_any_error_of_a_trial_is_noted(monkeypatch):
+    def fail(config_dict, callback_fn=None):
+        raise KeyError("class")
+
+    monkeypatch.setattr(hyper, "objective_function", fail)
+    with pytest.raises(ValueError, match="every one of 1 trials failed.*KeyError: 'class'"):
+        toy_search("num_steps choice [4]\n")
+
+
 @pytest.mark.parametrize("scores, bigger, best", [([0.0, -1.0, 0.0], True, 0), ([0.0, 2.0, None], False, 0)])
 def test_the_best_score_may_be_zero(scores, bigger, best):
     trials = [{"best_valid_score": score, "number": n} for n, score in enumerate(scores)]

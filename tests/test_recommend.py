@@ -237,6 +237,19 @@ def test_a_bad_line_is_named_or_passed_over(tmp_path, checkpoint, recommender, l
     assert [len(row.get("items", ())) for row in found] == [2, 2, 0, 2] and message in found[2]["error"]
 
 
+def test_blank_lines_are_passed_over_and_the_input_is_not_written_over(tmp_path, checkpoint, recommender, capsys):
+    good = json.dumps(recommender.tokens[1:4])
+    (tmp_path / "in.jsonl").write_text(f"{good}\n\n{good}\n\n")
+    call(checkpoint, "--input", "in.jsonl")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    before = (tmp_path / "in.jsonl").read_text()
+    with pytest.raises(SystemExit, match="is the input"):
+        call(checkpoint, "--input", "in.jsonl", "--output", "in.jsonl")
+    assert (tmp_path / "in.jsonl").read_text() == before
+    with pytest.raises(SystemExit, match="IsADirectoryError"):
+        call(checkpoint, "--input", "in.jsonl", "--output", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
