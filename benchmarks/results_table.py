@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
-from scipy.stats import ttest_rel
 
+from recbole_diffusion.compare import paired_test
 from recbole_diffusion.runs import plain_config
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]
@@ -162,8 +161,8 @@ def significance_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
         cells = []
         for metric in ("HR@10", "NDCG@10"):
             pairs = [(metric_of(own[seed], metric), metric_of(base[seed], metric)) for seed in seeds]
-            p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
-            cells += [f"{statistics.fmean(a - b for a, b in pairs):+.4f}", "no spread" if math.isnan(p) else f"{p:.2g}"]
+            mean, p, _ = paired_test(*zip(*pairs, strict=True))
+            cells += [f"{mean:+.4f}", "no spread" if p is None else f"{p:.2g}"]
         lines.append([row.name, str(len(seeds)), *cells])
     if not lines:
         return f"{NOT_RUN.capitalize()}: needs two seeds of {manifest.baseline} and of another row.\n"

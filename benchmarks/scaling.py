@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from scipy.sparse import coo_matrix
 
 AXES = {
     "length": ("MAX_ITEM_LIST_LENGTH", [10, 25, 50, 100, 200]),
@@ -31,13 +32,22 @@ CENTRE = {"MAX_ITEM_LIST_LENGTH": 50, "n_items": 10_000, "num_steps": 32, "infer
 
 
 class Catalogue:
-    """A stand-in for a dataset: random interactions over a number of items."""
+    """A stand-in for a dataset: the interactions of one batch over a number of items."""
 
-    def __init__(self, n_items: int, rows: int):
-        self.n_items, self.inter_feat = n_items, {"item_id": torch.randint(1, n_items, (rows,))}
+    uid_field, iid_field, config = "user_id", "item_id", {"LIST_SUFFIX": "_list"}
+
+    def __init__(self, n_items: int, interaction):
+        self.item_num, self.user_num, self.inter_feat = n_items, len(interaction), interaction
+
+    def __getitem__(self, index):
+        return self.inter_feat[index]
 
     def num(self, field: str) -> int:
-        return self.n_items
+        return self.item_num
+
+    def inter_matrix(self, form: str):
+        users, items = self.inter_feat[self.uid_field], self.inter_feat[self.iid_field]
+        return coo_matrix((torch.ones(len(users)), (users, items)), shape=(self.user_num, self.item_num))
 
 
 def run_point(model: str, point: dict, config_dict: dict, rounds: int) -> dict:
@@ -51,15 +61,16 @@ def run_point(model: str, point: dict, config_dict: dict, rounds: int) -> dict:
     n_items, batch = point.pop("n_items"), point.pop("batch")
     config = build_config(model, "synthetic", None, {"state": "ERROR", **point, **config_dict})
     torch.manual_seed(0)
-    network = get_model(model)(config, Catalogue(n_items, 100_000)).to(config["device"])
-    optimizer = torch.optim.Adam(network.parameters())
     length = config["MAX_ITEM_LIST_LENGTH"]
     lengths = torch.randint(1, length + 1, (batch,))
     items = torch.randint(1, n_items, (batch, length)) * (torch.arange(length) < lengths[:, None])
     interaction = Interaction(
         {"item_id_list": items, "item_length": lengths, "item_id": torch.randint(1, n_items, (batch,)),
          "user_id": torch.arange(batch)}
-    ).to(config["device"])  # fmt: skip
+    )  # fmt: skip
+    network = get_model(model)(config, Catalogue(n_items, interaction)).to(config["device"])
+    optimizer = torch.optim.Adam(network.parameters())
+    interaction = interaction.to(config["device"])
 
     def train_step() -> None:
         network.train()

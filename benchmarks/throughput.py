@@ -54,7 +54,7 @@ class Entry:
         model, parameters, self.trains, self.anomaly = ENTRIES[name]
         self.name = f"{name}, plain" if plain else name
         overrides = {key: value for key, value in PLAIN.items() if plain}
-        config = build_config(model, dataset, None, {"state": "ERROR", **config_dict, **parameters, **overrides})
+        config = build_config(model, dataset, None, {"state": "ERROR", **parameters, **config_dict, **overrides})
         if model not in MODELS:
             config["train_neg_sample_args"] = config["train_neg_sample_args"] or None
         init_seed(config["seed"], True)
@@ -130,6 +130,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
     args = parser.parse_args()
+    unknown = [name for name in args.entries.split(";") if name not in ENTRIES]
+    if unknown:
+        parser.error(f"entries {unknown} are unknown: choose from {'; '.join(ENTRIES)}")
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
     return args
 
