@@ -45,7 +45,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
 
 def main() -> None:
     args, parameters = parse_args()
-    from recbole_diffusion.hyper import search
+    from recbole_diffusion.experiments.hyper import search
 
     options = vars(args)
     files = options.pop("config_files").split()

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from recbole.config import Config
 
-from recbole_diffusion.runs import MACHINE_KEYS
+from recbole_diffusion.config.keys import MACHINE_KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "benchmarks" / "manifest.yaml"

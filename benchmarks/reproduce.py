@@ -44,9 +44,9 @@ from manifest import (
 from recbole.config import Config
 from results_table import render
 
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.experiments.runs import plain_config, write_whole
 from recbole_diffusion.quick_start import prepare_training
-from recbole_diffusion.runs import plain_config, write_whole
 from recbole_diffusion.trainer import DiffusionTrainer
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
 
-from recbole_diffusion.compare import paired_test
-from recbole_diffusion.runs import plain_config
+from recbole_diffusion.experiments.compare import paired_test
+from recbole_diffusion.experiments.runs import plain_config
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]
 NOT_RUN = "not run"

@@ -13,7 +13,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_color
 
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.registry import check_model_name
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights, run_settings
 

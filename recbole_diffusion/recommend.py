@@ -30,9 +30,10 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_model
 from torch import Tensor
 
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.diffusion_utils import resolve_seeds
-from recbole_diffusion.model.base import DiffusionRecommender, check_number
+from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 
 TRIM_EVERY = 4  # batches between two times that free memory is handed back

@@ -16,15 +16,15 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
-from recbole_diffusion.model.base import DiffusionRecommender
 from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
 from recbole_diffusion.model.dreamrec import DreamRec
 from recbole_diffusion.model.seqdiffrec import SeqDiffRec
+from recbole_diffusion.modules.recommender import SequenceRecommender
 from recbole_diffusion.trainer import DiffusionTrainer, check_training_config
 
-MODELS: dict[str, type[DiffusionRecommender]] = {
+MODELS: dict[str, type[SequenceRecommender]] = {
     model.__name__: model
     for model in (
         DiffuRec,

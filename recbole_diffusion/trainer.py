@@ -18,9 +18,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
-from recbole_diffusion.compat import load_checkpoint, save_checkpoint
-from recbole_diffusion.model.base import AMP_DTYPES
-from recbole_diffusion.runs import MACHINE_KEYS
+from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
+from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.modules.recommender import AMP_DTYPES
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # RecBole's sparse_adam takes no gradient of any model
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone

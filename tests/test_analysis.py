@@ -20,7 +20,7 @@ from recbole_diffusion.analysis.evaluation import Evaluation
 from recbole_diffusion.analysis.plateau import avg_change
 from recbole_diffusion.analysis.report import SECTIONS, analyse
 from recbole_diffusion.analysis.stages import start_predictions
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import run
 
 from .conftest import ROOT, TINY

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recbole_diffusion.model.base import full_cross_entropy, sampled_cross_entropy
+from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 
 from .conftest import batch_of, toy
 

@@ -9,9 +9,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from recbole_diffusion.model import info_nce as fast
-from recbole_diffusion.model.augmentations import AUGMENTATIONS, crop, mask, reorder
 from recbole_diffusion.model.cddrec import StepQueryAttention
-from recbole_diffusion.model.layers import TokenLayout
+from recbole_diffusion.modules.augmentations import AUGMENTATIONS, crop, mask, reorder
+from recbole_diffusion.modules.ragged import TokenLayout
 
 from .conftest import batch_of, loss_with_seed, toy, toy_config
 

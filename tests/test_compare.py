@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from recbole_diffusion import compare as module
-from recbole_diffusion.compare import compare, main, paired_test
+from recbole_diffusion.experiments.compare import compare, main, paired_test
 from recbole_diffusion.trainer import DiffusionTrainer
 
 from .conftest import ROOT, TINY

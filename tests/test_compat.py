@@ -13,7 +13,7 @@ import scipy.sparse
 import torch
 from recbole.config import Config
 
-from recbole_diffusion import compat
+from recbole_diffusion.compat import checkpoint, versions
 from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
 
 from .conftest import ROOT, toy, toy_config
@@ -28,21 +28,21 @@ def test_a_missing_or_wrong_recbole_gives_the_command_that_mends_it(monkeypatch,
             raise metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(compat.metadata, "version", found)
+    monkeypatch.setattr(versions.metadata, "version", found)
     with pytest.raises(ImportError, match=r"pip install --no-deps recbole==1\.2\.1"):
-        compat.require_recbole()
+        versions.require_recbole()
 
 
 def test_numpy_aliases_are_added_only_where_missing(monkeypatch):
     monkeypatch.setattr(np, "float_", "kept", raising=False)
-    compat.bridge_numpy()
+    versions.bridge_numpy()
     assert np.float_ == "kept" and np.complex_ is np.complex128 and np.unicode_ is np.str_
 
 
 def test_pandas_3_is_warned_of(monkeypatch):
-    monkeypatch.setattr(compat.metadata, "version", lambda name: "3.1.0")
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "3.1.0")
     with pytest.warns(UserWarning, match="pandas<3"):
-        compat.bridge_pandas()
+        versions.bridge_pandas()
 
 
 def test_recbole_leaves_no_anomaly_detection_behind():
@@ -50,7 +50,7 @@ def test_recbole_leaves_no_anomaly_detection_behind():
 
 
 def test_reporting_outside_of_a_trial_is_nothing():
-    compat.report_to_tune({"ndcg@10": 0.1})
+    versions.report_to_tune({"ndcg@10": 0.1})
     from recbole.quick_start import quick_start
 
     quick_start.tune.report(**{"ndcg@10": 0.1})
@@ -96,8 +96,8 @@ def test_recbole_models_of_item_features_get_their_columns_and_load_again(model,
 
 def test_config_survives_a_checkpoint(tmp_path):
     config = toy_config("DiffuRec", learning_rate=np.float64(0.5), inference_seeds=[1, 2])
-    compat.save_checkpoint({"config": config, "state_dict": {}, "best": np.float32(0.5)}, tmp_path / "a.pth")
-    found = compat.load_checkpoint(tmp_path / "a.pth")
+    checkpoint.save_checkpoint({"config": config, "state_dict": {}, "best": np.float32(0.5)}, tmp_path / "a.pth")
+    found = checkpoint.load_checkpoint(tmp_path / "a.pth")
     assert found["config"].final_config_dict == config.final_config_dict
     assert str(found["config"]) == str(config) and found["best"] == 0.5 and type(found["best"]) is float
 
@@ -106,8 +106,8 @@ def test_arrays_and_sparse_matrices_survive_a_checkpoint(tmp_path):
     matrix = scipy.sparse.random(5, 7, density=0.3, format="csc", random_state=0)
     arrays = {"a": np.arange(6.0).reshape(2, 3), "b": [np.array([True, False])], "m": matrix, "p": tmp_path}
     state = {"config": toy_config("DiffuRec", checkpoint_dir=tmp_path), "state_dict": {}, "other_parameter": arrays}
-    compat.save_checkpoint(state, tmp_path / "a.pth")
-    found = compat.load_checkpoint(tmp_path / "a.pth")["other_parameter"]
+    checkpoint.save_checkpoint(state, tmp_path / "a.pth")
+    found = checkpoint.load_checkpoint(tmp_path / "a.pth")["other_parameter"]
     assert np.array_equal(found["a"], arrays["a"]) and np.array_equal(found["b"][0], arrays["b"][0])
     assert found["m"].format == "csc" and (found["m"] != matrix).nnz == 0 and found["m"].shape == (5, 7)
     assert found["p"] == str(tmp_path)
@@ -116,13 +116,13 @@ def test_arrays_and_sparse_matrices_survive_a_checkpoint(tmp_path):
 def test_what_no_checkpoint_can_hold_is_named_when_saving(tmp_path):
     state = {"config": toy_config("DiffuRec"), "state_dict": {}, "other_parameter": {"trie": object()}}
     with pytest.raises(ValueError, match=r"checkpoint\[other_parameter\]\[trie\].*\[object\]"):
-        compat.save_checkpoint(state, tmp_path / "a.pth")
+        checkpoint.save_checkpoint(state, tmp_path / "a.pth")
     assert not list(tmp_path.glob("*a.pth*"))
 
 
 def test_a_matrix_with_places_outside_its_shape_is_refused():
     with pytest.raises(ValueError):
-        compat.restore_sparse("csr", np.ones(1), np.array([[9], [0]]), (2, 2))
+        checkpoint.restore_sparse("csr", np.ones(1), np.array([[9], [0]]), (2, 2))
 
 
 def test_pretrained_checkpoints_are_read_too(tmp_path):
@@ -131,18 +131,18 @@ def test_pretrained_checkpoints_are_read_too(tmp_path):
     it = toy("SASRec")
     trainer = PretrainTrainer(it.config, it.model)
     trainer.save_pretrained_model(3, str(tmp_path / "pre.pth"))
-    assert compat.load_checkpoint(tmp_path / "pre.pth")["epoch"] == 3
+    assert checkpoint.load_checkpoint(tmp_path / "pre.pth")["epoch"] == 3
 
 
 def test_values_that_recbole_would_run_are_refused(tmp_path):
     trace = tmp_path / "trace"
     config = toy_config("DiffuRec", dataset_save_path=str(tmp_path / "evil.pkl"))
-    compat.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
-    assert compat.load_checkpoint(tmp_path / "a.pth")["config"]["dataset_save_path"] is None
+    checkpoint.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
+    assert checkpoint.load_checkpoint(tmp_path / "a.pth")["config"]["dataset_save_path"] is None
     config["teacher"] = f"__import__('pathlib').Path({str(trace)!r}).touch"
-    compat.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
+    checkpoint.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="teacher"):
-        compat.load_checkpoint(tmp_path / "a.pth")
+        checkpoint.load_checkpoint(tmp_path / "a.pth")
     assert not trace.exists()
 
 
@@ -175,7 +175,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, kind, protocol):
     path = tmp_path / "evil.pth"
     torch.save({"config": evil, "state_dict": {}}, path, pickle_protocol=protocol)
     with pytest.raises(ValueError, match="refused"):
-        compat.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     assert not trace.exists()
@@ -183,35 +183,35 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, kind, protocol):
 
 def test_unreadable_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
-        compat.load_checkpoint(tmp_path / "nothing.pth")
-    compat.save_checkpoint({"config": toy_config("DiffuRec"), "state_dict": {}}, tmp_path / "good.pth")
+        checkpoint.load_checkpoint(tmp_path / "nothing.pth")
+    checkpoint.save_checkpoint({"config": toy_config("DiffuRec"), "state_dict": {}}, tmp_path / "good.pth")
     whole = (tmp_path / "good.pth").read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 20):
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="cut.pth"):
-            compat.load_checkpoint(tmp_path / "cut.pth")
+            checkpoint.load_checkpoint(tmp_path / "cut.pth")
     for junk in (b"junk", b"\x80\x02X\x02\0\0\0\xff\xfe."):
         (tmp_path / "cut.pth").write_bytes(junk)
         with pytest.raises(ValueError, match="cut.pth"):
-            compat.load_checkpoint(tmp_path / "cut.pth")
+            checkpoint.load_checkpoint(tmp_path / "cut.pth")
     for foreign in ({"weight": torch.zeros(2)}, {"config": {"lr": 1}, "state_dict": {}}, [1, 2]):
         torch.save(foreign, tmp_path / "foreign.pth")
         with pytest.raises(ValueError, match="not a RecBole checkpoint"):
-            compat.load_checkpoint(tmp_path / "foreign.pth")
+            checkpoint.load_checkpoint(tmp_path / "foreign.pth")
     with pytest.raises(ValueError, match=r"\[DiffuRec\], not \[SASRec\]"):
-        compat.load_checkpoint(tmp_path / "good.pth", model="SASRec")
+        checkpoint.load_checkpoint(tmp_path / "good.pth", model="SASRec")
 
 
 def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     state = {"config": toy_config("DiffuRec"), "state_dict": {"w": torch.ones(3)}}
-    compat.save_checkpoint(state, tmp_path / "a.pth")
+    checkpoint.save_checkpoint(state, tmp_path / "a.pth")
 
     def crash(obj, file, **kwargs):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compat.torch, "save", crash)
+    monkeypatch.setattr(checkpoint.torch, "save", crash)
     with pytest.raises(KeyboardInterrupt):
-        compat.save_checkpoint({**state, "state_dict": {}}, tmp_path / "a.pth")
-    assert torch.equal(compat.load_checkpoint(tmp_path / "a.pth")["state_dict"]["w"], torch.ones(3))
+        checkpoint.save_checkpoint({**state, "state_dict": {}}, tmp_path / "a.pth")
+    assert torch.equal(checkpoint.load_checkpoint(tmp_path / "a.pth")["state_dict"]["w"], torch.ones(3))
     assert [path.name for path in tmp_path.glob("*a.pth*")] == ["a.pth"]

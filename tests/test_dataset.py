@@ -8,7 +8,8 @@ import pytest
 import torch
 from recbole.data.dataset import CDDRecDataset, SequentialDataset
 
-from recbole_diffusion.dataset import UnseenItems, UserSequenceDataset
+from recbole_diffusion.data.negatives import UnseenItems
+from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.quick_start import build_config, prepare_data
 
 # User u has seen items in this order; a has too few for a full split, e more than the longest history holds.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_diffusion.diffusion_utils import SeedNoise
-from recbole_diffusion.model.layers import TokenLayout
+from recbole_diffusion.modules.ragged import TokenLayout
 
 from .conftest import batch_of, loss_with_seed, toy
 

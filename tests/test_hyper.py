@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from recbole_diffusion import MODELS, hyper
-from recbole_diffusion.hyper import read_space, search
+from recbole_diffusion.experiments.hyper import read_space, search
 from recbole_diffusion.quick_start import build_config, run
 from recbole_diffusion.registry import PROPS, known_keys
 

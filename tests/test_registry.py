@@ -155,8 +155,8 @@ def test_adding_a_model_is_one_file_one_yaml_one_line(tmp_path, monkeypatch):
     (tmp_path / "newmodel.py").write_text(
         textwrap.dedent('''
         """A model like DiffuRec under another name."""
-        from recbole_diffusion.model.approximator import ApproximatorRecommender
-        from recbole_diffusion.model.layers import TransformerEncoder
+        from recbole_diffusion.modules.approximator import ApproximatorRecommender
+        from recbole_diffusion.modules.layers import TransformerEncoder
 
 
         class NewModel(ApproximatorRecommender):
@@ -208,7 +208,7 @@ def test_imports_run_one_way():
         assert all(name.split(".")[0] == "torch" or name.startswith("recbole_diffusion.diffusion") for name in ours)
     assert not [name for name in imports_of(PACKAGE / "compat.py") if name.startswith("recbole_diffusion")]
     for path in (PACKAGE / "model").glob("*.py"):
-        allowed = {"recbole_diffusion.diffusion_utils", "recbole_diffusion.dataset"} | {
+        allowed = {"recbole_diffusion.diffusion_utils", "recbole_diffusion.data.sequences"} | {
             f"recbole_diffusion.model.{name}" for name in SHARED
         }
         ours = {name for name in imports_of(path) if name.startswith("recbole_diffusion")}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_diffusion.compat import load_checkpoint
-from recbole_diffusion.runs import plain_config
+from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.experiments.runs import plain_config
 
 from .conftest import ROOT, TINY
 

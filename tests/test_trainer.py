@@ -16,7 +16,7 @@ import pytest
 import torch
 from recbole.utils import init_seed
 
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import build_trainer, objective_function, run, train_and_test
 from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config
 

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section
-from recbole_diffusion.compat import load_checkpoint
+from recbole_diffusion.compat.checkpoint import load_checkpoint
 
 LOSS = "Loss/Train"
 # tag (RecBole's spelling) -> title and unit

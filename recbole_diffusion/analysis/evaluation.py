@@ -17,7 +17,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_diffusion.diffusion_utils import seed_average
-from recbole_diffusion.model.base import DiffusionRecommender
+from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 
 K = 10  # of Hit@K and NDCG@K

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffusion.dataset import UnseenItems, UserSequenceDataset
+from recbole_diffusion.config.checks import check_choice, check_flags, check_number
+from recbole_diffusion.data.negatives import UnseenItems
+from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise
-from recbole_diffusion.model.augmentations import AUGMENTATIONS
-from recbole_diffusion.model.base import DiffusionRecommender, check_choice, check_flags, check_number
-from recbole_diffusion.model.info_nce import info_nce, log_sum_exp_products
-from recbole_diffusion.model.layers import CausalEncoder, TokenLayout
+from recbole_diffusion.modules.augmentations import AUGMENTATIONS
+from recbole_diffusion.modules.layers import CausalEncoder
+from recbole_diffusion.modules.losses import info_nce, log_sum_exp_products
+from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class CDDRec(DiffusionRecommender):

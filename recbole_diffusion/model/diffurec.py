@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recbole_diffusion.model.approximator import ApproximatorRecommender
-from recbole_diffusion.model.layers import TokenLayout, TransformerEncoder
+from recbole_diffusion.modules.approximator import ApproximatorRecommender
+from recbole_diffusion.modules.layers import TransformerEncoder
+from recbole_diffusion.modules.ragged import TokenLayout
 
 
 class DiffuRec(ApproximatorRecommender):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_diffusion.model.approximator import ApproximatorRecommender
-from recbole_diffusion.model.base import check_flags, check_number
-from recbole_diffusion.model.layers import MultiHeadAttention, TokenLayout, TransformerEncoder, transformer_block
+from recbole_diffusion.config.checks import check_flags, check_number
+from recbole_diffusion.modules.approximator import ApproximatorRecommender
+from recbole_diffusion.modules.layers import MultiHeadAttention, TransformerEncoder, transformer_block
+from recbole_diffusion.modules.ragged import TokenLayout
 
 
 class DiffuRecSys(ApproximatorRecommender):

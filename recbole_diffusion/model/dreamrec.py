@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from recbole_diffusion.diffusion_utils import SeedNoise, drop_condition, guided_start
-from recbole_diffusion.model.base import DiffusionRecommender, check_choice, check_flags, check_number
-from recbole_diffusion.model.layers import CausalEncoder, StepEmbedding
-
-DENOISERS = ("mlp1", "mlp2")
+from recbole_diffusion.config.checks import check_flags
+from recbole_diffusion.diffusion_utils import drop_condition
+from recbole_diffusion.modules.guided import GuidedRecommender
 
 
-class DreamRec(DiffusionRecommender):
+class DreamRec(GuidedRecommender):
     """A diffusion guided by the history generates the oracle item, without negatives or a softmax over the items.
 
     Zhengyi Yang, Jiancan Wu, Zhicai Wang, Xiang Wang, Yancheng Yuan, Xiangnan He: "Generate What You Prefer: Reshaping
     Sequential Recommendation via Guided Diffusion", NeurIPS 2023 (arXiv 2310.20453), section 4; code:
-    github.com/YangZhengyi98/DreamRec. Steps count from 1 to T there, from 0 to T - 1 here. Eq. 8, 9, 20, 21 and 22
-    predict the noise; this model predicts x_0, which the appendix shows to be equivalent.
+    github.com/YangZhengyi98/DreamRec. Steps count from 1 to T there, from 0 to T - 1 here. The denoiser predicts x_0,
+    which the paper's appendix shows to be equivalent to predicting the noise. Encoder, guidance and generation
+    (Eq. 10, 15, 16) stand in ``modules/guided.py``.
 
     Left open by the paper, and decided here: the encoder is SASRec's, and the target is data to the diffusion, so that
     gradients reach the item embeddings by the histories alone. With ``target_gradient`` they also pass through the
@@ -32,42 +29,17 @@ class DreamRec(DiffusionRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.condition_dropout_prob, self.guidance_scale = config["condition_dropout_prob"], config["guidance_scale"]
-        self.target_gradient, self.fused_denoiser = config["target_gradient"], config["fused_denoiser"]
-        self.encoder = CausalEncoder(config)
-        self.f = MLPDenoiser(self.hidden_size, config["denoiser"])
-        self.apply(self._init_weights)
-        # Without dropping, the null vector is never trained; distributed training wants a gradient for what is.
-        self.null = nn.Parameter(torch.empty(self.hidden_size), requires_grad=self.condition_dropout_prob > 0)
-        for embedding in (self.item_embedding.weight[1:], self.encoder.position_embedding.weight, self.null):
-            nn.init.normal_(embedding, std=config["embedding_std"])
+        self.target_gradient = config["target_gradient"]
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        check_choice(config, "denoiser", DENOISERS)
-        check_number(config, "guidance_scale", Real, 0)
-        check_number(config, "embedding_std", Real, 0)
-        check_flags(config, "target_gradient", "fused_denoiser")
-        if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
-            raise ValueError(
-                f"guidance_scale [{config['guidance_scale']}] must be 0 where condition_dropout_prob is 0: guidance "
-                "needs the unconditional prediction, which dropping the condition trains."
-            )
-
-    # ------------------------------------------------------------------ learning phase
-
-    def encode(self, interaction) -> Tensor:
-        """c = T-enc(e_1 .. e_{n-1}) at the last position (Eq. 10), [B, D]."""
-        item_seq, item_seq_len = self.history(interaction)
-        layout = self.layout(item_seq_len, item_seq.shape[1])
-        return self.encoder(self.item_embedding(layout.pack(item_seq)), layout, last_only=True)
+        check_flags(config, "target_gradient")
 
     def calculate_loss(self, interaction) -> Tensor:
-        """Mean over the batch of ||x_0 - f(x_t, c, t)||^2 (Algorithm 1; Eq. 14, 25 without their weight).
+        """Mean over the batch of ||x_0 - f(x_t, c, t)||^2 (Algorithm 1; Eq. 14 without its weight).
 
-        It is what remains of the bound (Eq. 3, 4, 5, 12, 17, 18, 19, 24). The norm sums over the D dimensions; the
-        public code's mean over them is the same to AdamW.
+        The norm sums over the D dimensions; the public code's mean over them is the same to AdamW.
         """
         c = drop_condition(self.encode(interaction), self.null, self.condition_dropout_prob)
         x_start = self.item_embedding(interaction[self.POS_ITEM_ID])
@@ -82,78 +54,3 @@ class DreamRec(DiffusionRecommender):
     def diffuse(self, x_start: Tensor, t: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) (Eq. 1; Algorithm 1, lines 6 and 7): [B, D] at the steps t [B]."""
         return self.diffusion.q_sample(x_start, t, torch.randn_like(x_start))
-
-    # ------------------------------------------------------------------ generation phase
-
-    def denoiser(self, interaction, noise: SeedNoise):
-        """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds.
-
-        The sampler puts it into the posterior (Eq. 16; Eq. 2, 6, 7, 11, 13, 23) from step to step (Algorithm 2).
-        """
-        return self.guided(self.encode(interaction), len(noise.generators))
-
-    def guided(self, c: Tensor, n_seeds: int):
-        """``predict_start(x_t, t)`` of S seeds under the conditions c [B, D]: x_t [S * B, D], seed by seed."""
-        if self.fused_denoiser:
-            return self.f.guided(c, self.null, self.guidance_scale, self.diffusion.num_steps, n_seeds)
-        c, null = c.repeat(n_seeds, 1), self.null.expand(n_seeds * len(c), -1)
-
-        def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
-            return guided_start(self.f(x_t, c, t), self.f(x_t, null, t), self.guidance_scale)
-
-        return predict_start
-
-    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
-        """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws.
-
-        With ``mlp1`` and shared draws every step is affine in x_t and c, and so is the whole chain in c alone. It is
-        walked for the zero condition and the D unit ones, where the users are more; always in float32, so that the
-        scores do not depend on the size of the batch.
-        """
-        if not self.fused_denoiser or self.f.dense_2 is not None:
-            return super().sample_start(interaction, seeds)
-        with self.autocast():
-            c = self.encode(interaction).float()
-        noise, size = SeedNoise(seeds), self.hidden_size
-        if len(c) <= size + 1:
-            return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
-        corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
-        x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
-        zero = x_start[:, :1]
-        return torch.baddbmm(zero, c.expand(len(seeds), -1, -1), x_start[:, 1:] - zero)
-
-
-class MLPDenoiser(nn.Module):
-    """f(x_t, c, t): one linear layer (``mlp1``), or two around a GELU (``mlp2``), over [x_t, c, step embedding]."""
-
-    def __init__(self, hidden_size: int, kind: str):
-        super().__init__()
-        inner_size = hidden_size if kind == "mlp1" else 2 * hidden_size
-        self.step_embedding = StepEmbedding(hidden_size, 2 * hidden_size, "gelu")
-        self.dense_1 = nn.Linear(3 * hidden_size, inner_size)
-        self.dense_2 = nn.Linear(inner_size, hidden_size) if kind == "mlp2" else None
-
-    def forward(self, x_t: Tensor, c: Tensor, t: Tensor) -> Tensor:
-        """Predict x_0 from x_t [B, D] under the condition c [B, D] at the steps t [B]: [B, D] (section 4.2.1)."""
-        h = self.dense_1(torch.cat([x_t, c, self.step_embedding(t)], dim=-1))
-        return h if self.dense_2 is None else self.dense_2(F.gelu(h))
-
-    def guided(self, c: Tensor, null: Tensor, w: float, num_steps: int, n_seeds: int):
-        """Return f~(x_t, t) of Eq. 15 for c [B, D] and null [D]: what ``forward`` twice gives, at its least cost.
-
-        The first layer is a sum over x_t, condition and step: only the first part is left to each step. As every layer
-        behind the last activation is linear, guidance comes before it, and the product with x_t serves both passes.
-        Within a call all rows are at one step; x_t is [S * B, D], seed by seed.
-        """
-        w_x, w_c, w_s = self.dense_1.weight.T.split(c.shape[-1])
-        cond, uncond = torch.addmm(self.dense_1.bias, c, w_c).repeat(n_seeds, 1), self.dense_1.bias + null @ w_c
-        steps = self.step_embedding(torch.arange(num_steps, device=c.device)) @ w_s
-        if self.dense_2 is None:
-            cond = guided_start(cond, uncond, w)
-            return lambda x_t, t: torch.addmm(cond, x_t, w_x).add_(steps[t[:1]])
-
-        def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
-            h = torch.addmm(steps[t[:1]], x_t, w_x)
-            return self.dense_2(guided_start(F.gelu(h + cond), F.gelu(h + uncond), w))
-
-        return predict_start

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_diffusion.config.checks import check_choice, check_flags, check_number
 from recbole_diffusion.diffusion_utils import SeedNoise
-from recbole_diffusion.model.base import DiffusionRecommender, check_choice, check_flags, check_number
-from recbole_diffusion.model.layers import TokenLayout, TransformerEncoder, sinusoidal_embedding
+from recbole_diffusion.modules.layers import TransformerEncoder, sinusoidal_embedding
+from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class SeqDiffRec(DiffusionRecommender):

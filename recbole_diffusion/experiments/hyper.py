@@ -24,11 +24,11 @@ from recbole.config import Config
 from recbole.trainer import HyperTuning
 from recbole.utils import dict2str
 
-from recbole_diffusion import compat
-from recbole_diffusion.model.base import check_choice, check_number
+from recbole_diffusion.compat import versions
+from recbole_diffusion.config.checks import check_choice, check_number
+from recbole_diffusion.experiments.runs import own_process_state, told
 from recbole_diffusion.quick_start import build_config, objective_function, prepare_data
 from recbole_diffusion.registry import PROPS, known_keys
-from recbole_diffusion.runs import own_process_state, told
 
 # What each tool can be told, with its defaults; None: see `search`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -457,7 +457,7 @@ def _search_with_ray(space, fixed, config: Config, output: Path, options: dict[s
                     scheduler=asha,
                     search_alg=BasicVariantGenerator(random_state=config["seed"]),
                 ),
-                run_config=compat.tune_run_config(name="trials", storage_path=str(folder), verbose=1),
+                run_config=versions.tune_run_config(name="trials", storage_path=str(folder), verbose=1),
             )
         results = tuner.fit()
     finally:
@@ -478,18 +478,18 @@ def _ray_trial(drawn: dict[str, Any], space, fixed, metric: str, bigger: bool, f
     def report(epoch: int, score: float) -> None:
         nonlocal best
         best = score if best is None else (max if bigger else min)(best, score)
-        compat.report_to_tune({metric: score, "best_valid_score": best, "epoch": epoch + 1})
+        versions.report_to_tune({metric: score, "best_valid_score": best, "epoch": epoch + 1})
 
     # RecBole sets CUDA_VISIBLE_DEVICES to its own key.
     fixed = {**fixed, "gpu_id": ",".join(map(str, ray.get_gpu_ids()))}
     params = {parameter.name: parameter.plain(drawn[parameter.name]) for parameter in space}
-    trial = _run_trial(fixed, params, folder / compat.tune_trial_id(), report)
+    trial = _run_trial(fixed, params, folder / versions.tune_trial_id(), report)
     score = trial["best_valid_score"]
     metrics = {metric: score, "best_valid_score": score, "epoch": trial["epochs"]}
     for kind in ("valid", "test"):
         results = trial["best_valid_result" if kind == "valid" else "test_result"]
         metrics.update({f"{kind}_{name}": value for name, value in results.items()})
-    compat.report_to_tune(metrics)
+    versions.report_to_tune(metrics)
 
 
 def _from_ray(result, space) -> dict[str, Any]:

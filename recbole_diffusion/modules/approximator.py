@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_diffusion.config.checks import check_flags, check_number
 from recbole_diffusion.diffusion_utils import SeedNoise
-from recbole_diffusion.model.base import DiffusionRecommender, check_flags, check_number
-from recbole_diffusion.model.layers import StepEmbedding, TokenLayout
+from recbole_diffusion.modules.layers import StepEmbedding
+from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class ApproximatorRecommender(DiffusionRecommender):

@@ -1,14 +1,71 @@
-"""InfoNCE (van den Oord et al. 2018) over all pairs of a batch, without ever holding all pairs."""
+"""The losses that models share: cross-entropy over all or sampled items, and InfoNCE over all pairs of a batch.
+
+Each is computed in parts where it would not fit into memory.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Products computed at once: as many as a CPU's cache holds, or as keep a GPU busy.
 BLOCK = {"cpu": 2**19, "cuda": 2**25}
+
+
+def full_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
+    """Cross-entropy of each row, [B], over every item but the padding: x [B, D], weight [n_items, D], target [B].
+
+    At most ``chunk`` logits are held at once: larger batches go in groups of rows, computed again in the backward pass.
+    """
+    weight, bias, target = weight[1:], None if bias is None else bias[1:], target - 1
+
+    def rows(x: Tensor, target: Tensor) -> Tensor:
+        return _CrossEntropy.apply(F.linear(x, weight, bias), target)
+
+    step = max(1, chunk // len(weight))
+    if len(x) <= step:
+        return rows(x, target)
+    pairs = zip(x.split(step), target.split(step), strict=True)
+    return torch.cat([checkpoint(rows, *pair, use_reentrant=False) for pair in pairs])
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``F.cross_entropy`` of each row, in float32, whose gradient overwrites what its forward pass kept."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:
+        log_p, target = logits.log_softmax(-1, dtype=torch.float32), target[:, None]
+        ctx.save_for_backward(log_p, target)
+        ctx.dtype = logits.dtype
+        return -log_p.gather(1, target).squeeze(1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        log_p, target = ctx.saved_tensors
+        p = log_p.exp_().scatter_add_(1, target, grad.new_full((1, 1), -1.0).expand_as(target))
+        return p.mul_(grad[:, None]).to(ctx.dtype), None
+
+
+def sampled_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, log_q: Tensor, n_samples: int
+) -> Tensor:
+    """Sampled softmax, [B]: the target against ``n_samples`` items drawn from q, each logit less log(n_samples * q).
+
+    The correction makes the sum over the sample an unbiased estimate of the full softmax's denominator (Bengio and
+    Senecal 2008). The batch shares the samples; a row's own target does not count among its samples.
+    """
+    sampled = torch.multinomial(log_q.exp(), n_samples, replacement=True)
+    positive, negative = (x * weight[target]).sum(-1), x @ weight[sampled].T
+    if bias is not None:
+        positive, negative = positive + bias[target], negative + bias[sampled]
+    negative = negative - log_q[sampled] - math.log(n_samples)
+    negative = negative.masked_fill(sampled == target[:, None], -torch.inf)
+    return torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive
 
 
 def info_nce(query: Tensor, key: Tensor, others: Tensor) -> Tensor:

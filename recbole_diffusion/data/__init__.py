@@ -1,0 +1,1 @@
+"""What the models read: rows of prefixes and of users, and negatives."""

@@ -1,0 +1,1 @@
+"""What trains many models: comparison, search and the record of a run."""

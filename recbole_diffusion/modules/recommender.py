@@ -1,0 +1,291 @@
+"""What every model here does the same way: item embedding, loss over the items, scoring, seeds, config checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_diffusion.config.checks import check_choice, check_flags, check_number
+from recbole_diffusion.diffusion_utils import (
+    GaussianDiffusion,
+    SeedNoise,
+    check_sampling,
+    get_betas,
+    get_step_sampler,
+    resolve_seeds,
+    sample,
+    seed_average,
+)
+from recbole_diffusion.modules.layers import ACTIVATIONS
+from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
+from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.ranking import topk
+
+STEP_BUCKETS = 8
+ITEM_LOSSES = ("full", "sampled")
+INFERENCE = ("reverse", "one_step")
+INITIALIZERS = ("normal", "xavier", "torch")
+BETA_RANGES = {"linear": ("beta_start", "beta_end"), "exponential": ("beta_min", "beta_max")}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SequenceRecommender(SequentialRecommender):
+    """A sequential recommender that puts the next item's embedding beside those of all items.
+
+    A model defines ``calculate_loss(interaction)`` and ``sample_start(interaction, seeds)``; this class embeds items,
+    offers the loss over them, averages over seeds, scores and ranks.
+    """
+
+    input_type = InputType.POINTWISE
+    dataset_class: type | None = None  # a RecBole dataset of its own, where the model trains on other rows
+    random_inference = False  # whether inference draws, so that inference_seeds reaches the scores
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.hidden_size = config["hidden_size"]
+        self.initializer, self.initializer_range = config["initializer"], config["initializer_range"]
+        self.ragged = config["ragged"]
+        self.inference_seeds = resolve_seeds(config["inference_seeds"] if "inference_seeds" in config else [0])
+        self.item_loss, self.n_sampled_items = config["item_loss"], config["n_sampled_items"]
+        self.logits_chunk = config["logits_chunk"]
+        self.enable_amp, self.amp_dtype = bool(config["enable_amp"]), AMP_DTYPES[config["amp_dtype"] or "bf16"]
+        # Who only ranks with a trained model needs no interactions (see `recommend.Catalogue`).
+        if self.item_loss == "sampled" and hasattr(dataset, "inter_feat"):
+            counts = torch.bincount(dataset.inter_feat[self.ITEM_ID], minlength=self.n_items).float()
+            counts[1:] += 1  # an item never seen as a target may still be drawn
+            self.register_buffer("item_log_q", (counts / counts.sum()).log(), persistent=False)
+        self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+
+    # ------------------------------------------------------------------ configuration
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming key, value and what is allowed, for what no model here can run with."""
+        if config.get("train_neg_sample_args") not in (None, "None"):
+            raise ValueError(
+                f"train_neg_sample_args [{config['train_neg_sample_args']}] must be null for {cls.__name__}: "
+                "its loss needs no sampled negatives from the data loader."
+            )
+        for key in ("hidden_size", "n_layers", "n_heads", "inner_size", "MAX_ITEM_LIST_LENGTH"):
+            check_number(config, key, Integral, 1)
+        for key in config:
+            if key.endswith("dropout_prob"):
+                check_number(config, key, Real, 0, 1)
+        check_number(config, "initializer_range", Real, 0)
+        check_number(config, "layer_norm_eps", Real, 0)
+        if config["hidden_size"] % config["n_heads"]:
+            raise ValueError(
+                f"hidden_size [{config['hidden_size']}] must be a multiple of n_heads [{config['n_heads']}]."
+            )
+        check_choice(config, "hidden_act", ACTIVATIONS)
+        check_flags(config, "ragged")
+        check_number(config, "logits_chunk", Integral, 1)
+        if config.get("amp_dtype") is not None:
+            check_choice(config, "amp_dtype", AMP_DTYPES)
+        if "n_sampled_items" in config:
+            check_choice(config, "item_loss", ITEM_LOSSES)
+            check_number(config, "n_sampled_items", Integral, 1)
+        check_choice(config, "initializer", INITIALIZERS)
+        if "inference_seeds" in config:
+            resolve_seeds(config["inference_seeds"])
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as RecBole's models do (normal), by Glorot and Bengio 2010 (xavier), or as PyTorch does (torch).
+
+        The padding item's embedding stays zero. PyTorch's embeddings are N(0, 1), the scale of the diffusion's noise.
+        """
+        if self.initializer == "torch":
+            return
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            if self.initializer == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=self.initializer_range)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    # ------------------------------------------------------------------ training
+
+    def history(self, interaction) -> tuple[Tensor, Tensor]:
+        """``item_seq`` [B, L] and ``item_seq_len`` [B]; padding beyond the model's longest history is cut off."""
+        return interaction[self.ITEM_SEQ][:, : self.max_seq_length], interaction[self.ITEM_SEQ_LEN]
+
+    def layout(self, item_seq_len: Tensor, length: int) -> TokenLayout:
+        """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""
+        return TokenLayout(item_seq_len, length, self.ragged)
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [n_items, D] and bias [n_items] (or None) that score items: the embeddings, unless a paper differs."""
+        return self.item_embedding.weight, None
+
+    def item_cross_entropy(self, x: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of x [B, D] against target [B] over all items but the padding; per row, [B].
+
+        With ``item_loss: sampled`` over ``n_sampled_items`` items drawn by popularity instead, for catalogues too large
+        to score in training.
+        """
+        weight, bias = self.output_layer()
+        if self.item_loss == "sampled" and self.training:
+            return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items)
+        return full_cross_entropy(x, weight, bias, target, self.logits_chunk)
+
+    # ------------------------------------------------------------------ inference
+
+    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
+        """Embedding of the item each user would want next under each seed, [S, B, D]; all users share its draws."""
+        raise NotImplementedError
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for the network at inference, as the trainer has it in training; scores stay in float32."""
+        device = self.item_embedding.weight.device.type
+        return torch.autocast(device, dtype=self.amp_dtype, enabled=self.enable_amp)
+
+    def generate(self, interaction) -> Tensor:
+        """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""
+        return seed_average(lambda part: self.sample_start(interaction, part), self.inference_seeds)
+
+    def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
+        """Score items by their inner product with x_start (DiffuRecSys, Eq. 26): [..., D] to [..., n_items].
+
+        Padding gets minus infinity.
+        """
+        weight, bias = self.output_layer()
+        scores = F.linear(x_start, weight[items], None if bias is None else bias[items]).float()
+        if not items.start:
+            scores[..., 0] = -torch.inf
+        return scores
+
+    def full_sort_predict(self, interaction) -> Tensor:
+        """Scores of all items, [B, n_items]; the padding item has minus infinity.
+
+        With one seed these are inner products; with several, probabilities averaged over the seeds.
+        """
+        return self.seed_scores(interaction)
+
+    def seed_scores(self, interaction, return_std: bool = False):
+        """Scores as ``full_sort_predict``, with ``return_std`` also their standard deviation over the seeds."""
+        probabilities = len(self.inference_seeds) > 1
+
+        def score(part: list[int]) -> Tensor:
+            scores = self.item_scores(self.sample_start(interaction, part))
+            return scores.softmax(dim=-1) if probabilities else scores
+
+        # As many seeds in a call as `logits_chunk` holds scores of.
+        chunk = max(1, self.logits_chunk // (len(interaction[self.ITEM_SEQ_LEN]) * self.n_items))
+        result = seed_average(score, self.inference_seeds, chunk, return_std)
+        scores = result[0] if return_std else result
+        scores[:, 0] = -torch.inf
+        return result
+
+    @torch.no_grad()
+    def topk(self, interaction, k: int, exclude: Tensor | None = None, return_std: bool = False):
+        """The k best items of each user as (scores, items), [B, k] each, without ever holding all scores.
+
+        The scores are those of ``full_sort_predict``. ``exclude`` [B, M] holds items that are no candidates (0: none).
+        With ``return_std``, the standard deviation of each score over the seeds comes third.
+        """
+        x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
+        part_size = max(1, self.logits_chunk // x_start.shape[:2].numel())
+        best = topk(lambda items: self.item_scores(x_start, items), self.n_items, part_size, k, exclude)
+        return tuple(best) if return_std else (best.scores, best.items)
+
+    def predict(self, interaction) -> Tensor:
+        """Score of one given item a row, [B]."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
+class DiffusionRecommender(SequenceRecommender):
+    """A sequential recommender that generates the embedding of the next item by a diffusion over embeddings.
+
+    A model defines ``calculate_loss(interaction)`` and ``denoiser(interaction, noise)``; this class draws the noise and
+    walks the chain.
+    """
+
+    random_inference = True
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.inference, self.sampler = config["inference"], config["sampler"]
+        self.sampling_steps, self.ddim_eta = config["sampling_steps"], config["ddim_eta"]
+        self.diffusion = GaussianDiffusion(betas_from_config(config.final_config_dict))
+        # A model that trains on every step at once has no such key.
+        self.step_sampler = get_step_sampler(config["step_sampler"] or "uniform", config["num_steps"])
+        # Sum and number of the losses in each of some equal ranges of steps since they were last read.
+        self.register_buffer("step_losses", torch.zeros(2, min(STEP_BUCKETS, config["num_steps"])), persistent=False)
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any]) -> None:
+        super().check_config(config)
+        check_number(config, "num_steps", Integral, 1)
+        check_choice(config, "inference", INFERENCE)
+        betas_from_config(config)
+        for schedule, keys in BETA_RANGES.items():  # also where noise_schedule is another
+            if all(key in config for key in keys):
+                betas_from_config({**config, "noise_schedule": schedule})
+        if "step_sampler" in config:
+            get_step_sampler(config["step_sampler"], config["num_steps"])
+        if "sampling_steps" in config:
+            check_choice(config, "sampler", ("ddpm", "ddim"))
+            check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
+        if config.get("valid_sampling_steps") is not None:
+            check_number(config, "valid_sampling_steps", Integral, 1, config["num_steps"] + 1)
+
+    # ------------------------------------------------------------------ training
+
+    @torch.no_grad()
+    def record_step_losses(self, t: Tensor, loss: Tensor) -> None:
+        """Feed the unweighted losses [B] of the steps t [B] to the step sampler, and to the curves of loss by step."""
+        self.step_sampler.update(t, loss)
+        self.step_losses.index_add_(1, self.step_bucket(t), torch.stack([loss.float(), torch.ones_like(loss.float())]))
+
+    def step_bucket(self, t: Tensor) -> Tensor:
+        """The range of steps that each step of t belongs to, in the curves by step."""
+        return t * self.step_losses.shape[1] // self.diffusion.num_steps
+
+    def read_step_losses(self) -> list[float]:
+        """Mean loss in each range of steps since the last call (nan where none was drawn)."""
+        total, count = self.step_losses
+        means = (total / count).tolist()
+        self.step_losses.zero_()
+        return means
+
+    # ------------------------------------------------------------------ inference
+
+    def denoiser(self, interaction, noise: SeedNoise):
+        """Return ``predict_start(x_t, t)`` for a batch [B] and S seeds: x_t [S * B, D] to x_0, seed by seed.
+
+        What does not depend on the step is computed here, once. Further draws that the network needs come from
+        ``noise``, so that all users see the same ones.
+        """
+        raise NotImplementedError
+
+    def sample_start(self, interaction, seeds: list[int]) -> Tensor:
+        """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
+        noise = SeedNoise(seeds)
+        with self.autocast():
+            return self.run_chain(self.denoiser(interaction, noise), noise, len(interaction[self.ITEM_SEQ_LEN]))
+
+    def run_chain(self, predict_start, noise: SeedNoise, batch: int) -> Tensor:
+        """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D]."""
+        like = self.item_embedding.weight.new_empty(len(noise.generators) * batch, self.hidden_size)
+        method = "one_step" if self.inference == "one_step" else self.sampler
+        x_start = sample(
+            self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
+        )
+        return x_start.float().view(-1, batch, self.hidden_size)
+
+
+def betas_from_config(config: Mapping[str, Any]) -> Tensor:
+    """The betas of the keys ``noise_schedule``, ``num_steps`` and, where the schedule has them, its range."""
+    schedule = config["noise_schedule"]
+    keys = BETA_RANGES[schedule] if schedule in list(BETA_RANGES) else ()
+    return get_betas(schedule, config["num_steps"], **{key: config[key] for key in keys if key in config})
