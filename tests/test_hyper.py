@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_diffusion import MODELS, hyper
+from recbole_diffusion import MODELS
+from recbole_diffusion.experiments import hyper
 from recbole_diffusion.experiments.hyper import read_space, search
 from recbole_diffusion.quick_start import build_config, run
 from recbole_diffusion.registry import PROPS, known_keys

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recbole_diffusion import MODELS
-from recbole_diffusion.model import layers
+from recbole_diffusion.modules import ragged
 from recbole_diffusion.quick_start import train_and_test
 
 from ..conftest import toy_config
@@ -50,7 +50,7 @@ def test_without_positions_the_order_stays_unknown_but_the_last_item_is_known():
     assert 0.2 < learn("DiffuRec", use_position_embedding=False) < 0.36
 
 
-class InvertedMask(layers.TokenLayout):
+class InvertedMask(ragged.TokenLayout):
     """Hides the items and shows the padding."""
 
     def __init__(self, item_seq_len, length, ragged=True):
@@ -58,7 +58,7 @@ class InvertedMask(layers.TokenLayout):
         self.groups = [group._replace(mask=~group.mask) for group in self.groups]
 
 
-class LastSlot(layers.TokenLayout):
+class LastSlot(ragged.TokenLayout):
     """Reads the last slot of the padded batch where the last item should be read, and lets it see padding."""
 
     def __init__(self, item_seq_len, length, ragged=True):
@@ -84,5 +84,5 @@ def test_a_broken_model_misses_the_threshold(monkeypatch, broken):
         monkeypatch.setattr(MODELS["DiffuRec"], "calculate_loss", shifted(MODELS["DiffuRec"].calculate_loss))
     else:
         layout = {"mask inverted": InvertedMask, "wrong position": LastSlot}[broken]
-        monkeypatch.setattr("recbole_diffusion.model.base.TokenLayout", layout)
+        monkeypatch.setattr("recbole_diffusion.modules.recommender.TokenLayout", layout)
     assert learn("DiffuRec") < 0.2
