@@ -192,10 +192,10 @@ def test_cross_divergence_is_eq_5(divergence):
 # ---------------------------------------------------------------------- Eq. 6 and 7
 
 
-def plain_info_nce(x_hat, key, twin, tau):
-    """Eq. 6 (twin: every position itself) and Eq. 7 of one step, in float64: x_hat [P, D], key [V, D]."""
+def plain_info_nce(x_hat, key, origin, tau):
+    """Eq. 6 (origin: every position itself) and Eq. 7 of one step, in float64: x_hat [P, D], key [V, D]."""
     x_hat, key, total = x_hat.double(), key.double(), 0
-    for v, i in enumerate(twin.tolist()):
+    for v, i in enumerate(origin.tolist()):
         others = torch.cat([x_hat[:i], x_hat[i + 1 :]])
         logits = torch.cat([key @ x_hat[i], others @ x_hat[i]]) / tau
         total = total - (key[v] @ x_hat[i] / tau - logits.logsumexp(0))
@@ -207,11 +207,11 @@ def test_contrast_is_eq_6_and_eq_7_with_its_gradient(monkeypatch, block):
     monkeypatch.setitem(fast.BLOCK, "cpu", block)
     model = make(temperature=0.3).model
     x_hat, x, view = (torch.randn(T, size, 8, requires_grad=True) for size in (9, 9, 6))
-    twin = torch.tensor([0, 1, 4, 5, 6, 8])
-    found = model.contrast(x_hat, x, view, twin)
+    origin = torch.tensor([0, 1, 4, 5, 6, 8])
+    found = model.contrast(x_hat, x, view, origin)
     expected = torch.stack(
         [
-            plain_info_nce(x_hat[t], x[t], torch.arange(9), 0.3) + plain_info_nce(x_hat[t], view[t], twin, 0.3)
+            plain_info_nce(x_hat[t], x[t], torch.arange(9), 0.3) + plain_info_nce(x_hat[t], view[t], origin, 0.3)
             for t in range(T)
         ]
     )
@@ -282,8 +282,8 @@ def test_every_view_position_is_compared_with_the_position_that_it_shows(monkeyp
     def decode(item_seq, layout, steps):
         return model.item_embedding(layout.pack(item_seq)).expand(len(steps), -1, -1)
 
-    def contrast(x_hat, x, x_view, twin):
-        seen.update(x_hat=x_hat, x=x, x_view=x_view, twin=twin)
+    def contrast(x_hat, x, x_view, origin):
+        seen.update(x_hat=x_hat, x=x, x_view=x_view, origin=origin)
         return x_hat.sum((1, 2))
 
     monkeypatch.setattr(model, "decode", decode)
@@ -293,12 +293,12 @@ def test_every_view_position_is_compared_with_the_position_that_it_shows(monkeyp
     targets = [item for row in range(12) for item in next_items(interaction, row)]
     assert torch.equal(seen["x_hat"][0], model.item_embedding(torch.cat(rows)))
     assert torch.equal(seen["x"][0], model.item_embedding(torch.tensor(targets)))
-    shown = seen["x_hat"][0][seen["twin"]]
+    shown = seen["x_hat"][0][seen["origin"]]
     same = (shown == seen["x_view"][0]).all(1)
     if augmentation == "crop":
         assert len(shown) == sum(max(1, len(row) // 2) for row in rows) and same.all()
     else:
-        assert torch.equal(seen["twin"], torch.arange(len(targets)))
+        assert torch.equal(seen["origin"], torch.arange(len(targets)))
         masked = (seen["x_view"][0] == 0).all(1)
         assert 0 < (~same).sum() and (augmentation == "reorder" or torch.equal(masked, ~same))
 

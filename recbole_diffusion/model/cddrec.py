@@ -18,7 +18,7 @@ from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS
 from recbole_diffusion.modules.layers import CausalEncoder
 from recbole_diffusion.modules.losses import info_nce, log_sum_exp_products
-from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
 from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
@@ -96,22 +96,17 @@ class CDDRec(DiffusionRecommender):
         view, view_n, shift = self.augment(item_seq, n, self.augmentation_ratio)
         # History and augmented view go through the network together; then real positions alone are kept, row by row.
         both = torch.cat([n, view_n])
-        layout = self.layout(both, item_seq.shape[1])
-        rows = torch.arange(len(both), device=n.device).repeat_interleave(both)
-        starts = both.cumsum(0) - both
-        positions = torch.arange(len(rows), device=n.device) - starts[rows]
-        mu = self.decode(torch.cat([item_seq, view]), layout, self.steps)
-        mu = mu[:, (layout.last + 1 - both)[rows] + positions]
+        layout, (rows, positions) = self.layout(both, item_seq.shape[1]), real_positions(both)
+        mu = self.decode(torch.cat([item_seq, view]), layout, self.steps)[:, layout.first[rows] + positions]
 
-        n_real = int(n.sum())
-        target = F.pad(item_seq[:, 1:], (0, 1)).scatter(1, n[:, None] - 1, interaction[self.POS_ITEM_ID][:, None])
-        target = target[rows[:n_real], positions[:n_real]]
+        target = next_items(item_seq, n, interaction[self.POS_ITEM_ID])
+        n_real = len(target)
         negative, unseen = self.unseen_items.sample(interaction[self.USER_ID][rows[:n_real]])
-        twin = (starts[: len(n)] + shift)[rows[n_real:] - len(n)] + positions[n_real:]
+        origin = (n.cumsum(0) - n + shift)[rows[n_real:] - len(n)] + positions[n_real:]
 
         x, x_hat = self.corrupt(self.item_embedding(target)), self.preference(mu)
         divergence = self.cross_divergence(mu[:, :n_real], x_hat[:, :n_real], x, self.item_embedding(negative), unseen)
-        contrast = self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], twin)
+        contrast = self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], origin)
         loss = divergence + self.lambda_contrastive * contrast
         self.record_step_losses(self.steps, loss)
         return (loss / (self.steps + 1)).sum()
@@ -133,14 +128,14 @@ class CDDRec(DiffusionRecommender):
         mean, _ = self.diffusion.q_posterior(x_0, x_next, self.steps)
         return (mean - mu).square().sum(-1) / (2 * self.kl_variance[:, None])
 
-    def contrast(self, x_hat: Tensor, x: Tensor, x_view: Tensor, twin: Tensor) -> Tensor:
+    def contrast(self, x_hat: Tensor, x: Tensor, x_view: Tensor, origin: Tensor) -> Tensor:
         """L_in (Eq. 6) + L_cross (Eq. 7) of each step [T], against all real positions of the batch.
 
-        x_hat, x [T, P, D]; x_view [T, V, D], the augmented view, whose v-th position stands for position twin[v].
+        x_hat, x [T, P, D]; x_view [T, V, D], the augmented view, whose v-th position stands for position origin[v].
         """
         query = x_hat / self.temperature
         others = log_sum_exp_products(query, x_hat, skip_diagonal=True)  # the same in both
-        return info_nce(query, x, others) + info_nce(query[:, twin], x_view, others[:, twin])
+        return info_nce(query, x, others) + info_nce(query[:, origin], x_view, others[:, origin])
 
     # ------------------------------------------------------------------ inference
 

@@ -1,4 +1,4 @@
-"""The layout of tokens: sequences of a batch without their padding, in one flat order."""
+"""Sequences of a batch without their padding: the flat order of their tokens, their real positions, the next items."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def real_positions(item_seq_len: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch row and place in its sequence of every real position [P], row by row, of sequences of lengths [B].
+
+    A model's output x [N, D] at these positions is ``x[layout.first[rows] + positions]``.
+    """
+    rows = torch.arange(len(item_seq_len), device=item_seq_len.device).repeat_interleave(item_seq_len)
+    starts = item_seq_len.cumsum(0) - item_seq_len
+    return rows, torch.arange(len(rows), device=rows.device) - starts[rows]
+
+
+def next_items(item_seq: Tensor, item_seq_len: Tensor, target: Tensor) -> Tensor:
+    """The item that follows at every real position [P], in the order of ``real_positions``.
+
+    item_seq [B, L], padded on the right; item_seq_len [B], from 1 to L; target [B] follows each history.
+    """
+    following = F.pad(item_seq[:, 1:], (0, 1)).scatter(1, item_seq_len[:, None] - 1, target[:, None])
+    return following[real_positions(item_seq_len)]
 
 
 class Group(NamedTuple):
@@ -28,7 +47,7 @@ class TokenLayout:
     ----------
     index : [N] position of each token in the flattened batch [B * L]
     rows, positions : [N] the batch row and the place in its sequence of each token
-    last : [B] flat place of each sequence's last real token, in the order of the batch
+    first, last : [B] flat place of each sequence's first and last real token, in the order of the batch
     groups : the groups, in flat order
     """
 
@@ -36,36 +55,41 @@ class TokenLayout:
     SHARE, MIN_TOKENS = 0.8, 256
 
     def __init__(self, item_seq_len: Tensor, length: int, ragged: bool = True):
-        batch, device = len(item_seq_len), item_seq_len.device
         if ragged:
             ordered, order = item_seq_len.sort(descending=True, stable=True)
-            lengths = ordered.tolist()  # the one wait for the device
-            bounds = [0]
-            for row, n in enumerate(lengths):
-                longest = lengths[bounds[-1]]
-                if n < self.SHARE * longest and (row - bounds[-1]) * longest >= self.MIN_TOKENS:
-                    bounds.append(row)
-            parts = [(a, b, lengths[a], lengths[b - 1]) for a, b in zip(bounds, [*bounds[1:], batch], strict=True)]
+            parts = self.cut(ordered.tolist())  # the one wait for the device
         else:
-            order = torch.arange(batch, device=device)
-            parts = [(0, batch, length, 0)]
+            order = torch.arange(len(item_seq_len), device=item_seq_len.device)
+            parts = [(0, len(item_seq_len), length, 0)]
 
         self.groups: list[Group] = []
-        index, start = [], 0
-        place = torch.empty(batch, dtype=torch.long, device=device)  # flat place of each sequence's first token
-        for first, stop, longest, shortest in parts:
-            rows, span = order[first:stop, None], torch.arange(longest, device=device)
-            index.append((rows * length + span).flatten())
-            place[rows[:, 0]] = start + torch.arange(stop - first, device=device) * longest
+        index, first = [], []
+        start = 0  # flat place where the group starts
+        for begin, end, longest, shortest in parts:
+            size, rows = end - begin, order[begin:end, None]
+            span = torch.arange(longest, device=order.device)
             mask = None if shortest == longest else (span < item_seq_len[rows])[:, None, None, :]
-            self.groups.append(Group(stop - first, longest, mask))
-            start += (stop - first) * longest
+            self.groups.append(Group(size, longest, mask))
+            index.append((rows * length + span).flatten())
+            first.append(start + torch.arange(size, device=order.device) * longest)
+            start += size * longest
+        # Attention for last positions alone works group by group.
+        self._order, self._restore = order, order.argsort()
         self.index = torch.cat(index)
         self.rows = self.index // length
         self.positions = self.index % length
-        self.last = place + item_seq_len - 1
-        # Attention for last positions alone works group by group.
-        self._order, self._restore = order, order.argsort()
+        self.first = torch.cat(first)[self._restore]
+        self.last = self.first + item_seq_len - 1
+
+    @classmethod
+    def cut(cls, lengths: list[int]) -> list[tuple[int, int, int, int]]:
+        """Cut lengths, sorted from long to short, into groups: (begin, end, longest, shortest) of each."""
+        bounds = [0]
+        for row, n in enumerate(lengths):
+            longest = lengths[bounds[-1]]
+            if n < cls.SHARE * longest and (row - bounds[-1]) * longest >= cls.MIN_TOKENS:
+                bounds.append(row)
+        return [(a, b, lengths[a], lengths[b - 1]) for a, b in zip(bounds, [*bounds[1:], len(lengths)], strict=True)]
 
     def pack(self, x: Tensor) -> Tensor:
         """Bring x [B, L, ...] into the flat order [N, ...]."""
