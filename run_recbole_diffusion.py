@@ -55,8 +55,11 @@ def main() -> None:
     print(f"\nTest metrics of {result['model']} on {result['dataset']} ({result['epochs']} epochs)")
     if not metrics:
         print("  none: the split leaves no test data (a user needs three interactions)")
-    for name, value in metrics.items():
-        print(f"  {name:<{width}}  {value:.4f}")
+    protocols = result["test_results"] or {"": metrics}
+    if result["test_results"]:
+        print(f"  {'history':<{width}}  " + "  ".join(f"{protocol:>10}" for protocol in protocols))
+    for name in metrics:
+        print(f"  {name:<{width}}  " + "  ".join(f"{values[name]:>10.4f}" for values in protocols.values()))
     print(f"Checkpoint: {result['model_file']}")
 
 

@@ -14,6 +14,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_color
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights, run_settings
 
@@ -33,7 +34,9 @@ def run(
     """Train and test a model, ours or RecBole's, on one dataset under the papers' protocol.
 
     Takes what ``recbole.quick_start.run`` takes and returns its result, with ``model_file`` (the best checkpoint, None
-    unless ``saved``) and ``epochs`` (how many were trained) added.
+    unless ``saved``), ``epochs`` (how many were trained) and ``test_results`` added: the test metrics under both
+    protocols, {``candidates``: .., ``masked``: ..}, of which ``test_result`` is the one that ``mask_history`` chooses.
+    It is None for what is no sequential model ranking all items.
 
     Raises
     ------
@@ -83,6 +86,7 @@ def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
         "test_result": test_result,
+        "test_results": trainer.protocol_results if isinstance(trainer, BothProtocols) else None,
         "model_file": trainer.saved_model_file if saved else None,
         "epochs": len(trainer.train_loss_dict),
     }
@@ -177,9 +181,16 @@ def _check_columns(config: Config, file: Path) -> None:
 
 
 def build_trainer(config: Config, model) -> Trainer:
-    """The model's trainer; RecBole's own models on its plain Trainer get ours, which does the same and can resume."""
+    """The model's trainer; RecBole's own models on its plain Trainer get ours, which does the same and can resume.
+
+    What has a trainer of its own keeps it, and is evaluated under both protocols, too.
+    """
     trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
-    return (DiffusionTrainer if trainer_class is Trainer else trainer_class)(config, model)
+    if trainer_class is Trainer:
+        trainer_class = DiffusionTrainer
+    elif issubclass(trainer_class, Trainer) and not issubclass(trainer_class, BothProtocols):
+        trainer_class = type(trainer_class.__name__, (BothProtocols, trainer_class), {})
+    return trainer_class(config, model)
 
 
 def find_resume_file(config: Config) -> str | None:

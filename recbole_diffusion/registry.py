@@ -16,10 +16,12 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
+from recbole_diffusion.data.sequences import PrefixDataset
 from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
 from recbole_diffusion.model.dreamrec import DreamRec
+from recbole_diffusion.model.sasrecplus import SASRecPlus
 from recbole_diffusion.model.seqdiffrec import SeqDiffRec
 from recbole_diffusion.modules.recommender import SequenceRecommender
 from recbole_diffusion.trainer import DiffusionTrainer, check_training_config
@@ -32,6 +34,7 @@ MODELS: dict[str, type[SequenceRecommender]] = {
         DreamRec,
         CDDRec,
         SeqDiffRec,
+        SASRecPlus,
     )
 }
 
@@ -53,6 +56,9 @@ def register() -> None:
         # `create_dataset` looks for recbole.data.dataset.<Model>Dataset.
         if model.dataset_class is not None:
             setattr(recbole.data.dataset, f"{name}Dataset", model.dataset_class)
+    # RecBole's own sequential models get the rows that are gathered batch by batch, as well: `create_dataset` looks up
+    # this name for every model without a dataset of its own. RecBole writes every history out first.
+    recbole.data.dataset.SequentialDataset = PrefixDataset
     if not hasattr(Config._load_internal_config_dict, "__wrapped__"):
         Config._load_internal_config_dict = _with_our_props(Config._load_internal_config_dict)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.config.keys import MACHINE_KEYS
 from recbole_diffusion.modules.recommender import AMP_DTYPES
+from recbole_diffusion.protocols import BothProtocols
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # RecBole's sparse_adam takes no gradient of any model
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
@@ -93,7 +94,7 @@ def check_training_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"valid_metric [{config.get('valid_metric')}] is not among metrics {metrics} at topk {topk}.")
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(BothProtocols, Trainer):
     """RecBole's Trainer for any model that returns one loss, with what diffusion models need beside.
 
     Config keys beyond RecBole's: ``lr_scheduler``, ``amp_dtype`` (with RecBole's ``enable_amp`` and

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from recbole_diffusion.modules import losses as fast
 from recbole_diffusion.model.cddrec import StepQueryAttention
+from recbole_diffusion.modules import losses as fast
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS, crop, mask, reorder
 from recbole_diffusion.modules.ragged import TokenLayout
 

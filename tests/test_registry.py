@@ -29,7 +29,7 @@ FLOORS = [
     {"diffusion_utils", "config", "compat", "version"},
     {"data"},
     {"modules"},
-    {"model"},
+    {"model", "protocols"},
     {"trainer"},
     {"registry"},
     {"quick_start"},

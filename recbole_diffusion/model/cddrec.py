@@ -109,7 +109,8 @@ class CDDRec(DiffusionRecommender):
         contrast = self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], origin)
         loss = divergence + self.lambda_contrastive * contrast
         self.record_step_losses(self.steps, loss)
-        return (loss / (self.steps + 1)).sum()
+        seen = self.seen_items.at_every_position(item_seq, n)
+        return (loss / (self.steps + 1)).sum() + self.seen_loss(mu[0, :n_real], target, seen)
 
     def cross_divergence(self, mu: Tensor, x_hat: Tensor, x: Tensor, x_negative: Tensor, unseen: Tensor) -> Tensor:
         """L_cd of each step (Eq. 5) [T]: the prediction is close to the target, and far from an item never seen.

@@ -47,9 +47,10 @@ class DreamRec(GuidedRecommender):
             x_start = x_start.detach()
         t, weight = self.step_sampler.sample(len(c), c.device)
         x_t = self.diffuse(x_start, t)
-        loss = (x_start - self.f(x_t, c, t)).square().sum(dim=-1)
+        prediction, target = self.f(x_t, c, t), interaction[self.POS_ITEM_ID]
+        loss = (x_start - prediction).square().sum(dim=-1)
         self.record_step_losses(t, loss)
-        return (weight * loss).mean()
+        return (weight * loss).mean() + self.seen_loss(prediction, target, self.seen(interaction))
 
     def diffuse(self, x_start: Tensor, t: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) (Eq. 1; Algorithm 1, lines 6 and 7): [B, D] at the steps t [B]."""

@@ -15,6 +15,7 @@ from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.layers import TransformerEncoder, sinusoidal_embedding
 from recbole_diffusion.modules.ragged import TokenLayout
 from recbole_diffusion.modules.recommender import DiffusionRecommender
+from recbole_diffusion.modules.seen import Seen
 
 
 class SeqDiffRec(DiffusionRecommender):
@@ -108,7 +109,7 @@ class SeqDiffRec(DiffusionRecommender):
         x_start = self.denoise(h_n, self.positions(layout), t, layout)
         mse = self.mse_loss(h[layout.last], x_start)
         self.record_step_losses(t, mse)
-        return (weight * mse + self.rec_loss(x_start, target)).mean()
+        return (weight * mse + self.rec_loss(x_start, target, self.seen(interaction))).mean()
 
     def mse_loss(self, h: Tensor, x_start: Tensor) -> Tensor:
         """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17), to which Eq. 9, Eq. 10, Eq. 11, Eq. 12 reduce Eq. 5.
@@ -118,9 +119,9 @@ class SeqDiffRec(DiffusionRecommender):
         square = (h - x_start).square()
         return square.sum(dim=-1) if self.mse_reduction == "sum" else square.mean(dim=-1)
 
-    def rec_loss(self, x_start: Tensor, target: Tensor) -> Tensor:
+    def rec_loss(self, x_start: Tensor, target: Tensor, seen: Seen | None = None) -> Tensor:
         """L_rec = -log p(v_T | h_T^0) over all items but the padding (Eq. 8, Eq. 13): [B, D], [B] to [B]."""
-        return self.item_cross_entropy(x_start, target)
+        return self.item_cross_entropy(x_start, target, seen)
 
     # ------------------------------------------------------------------ inference
 

@@ -84,7 +84,8 @@ class ApproximatorRecommender(DiffusionRecommender):
         h = self.embed_history(item_seq, layout)
         t, weight = self.step_sampler.sample(len(target), h.device)
         lam = self.delta + self.delta * torch.randn_like(h)
-        loss = self.item_cross_entropy(self.approximate(h, self.diffuse(target, t), t, lam, layout), target)
+        x_start = self.approximate(h, self.diffuse(target, t), t, lam, layout)
+        loss = self.item_cross_entropy(x_start, target, self.seen(interaction))
         self.record_step_losses(t, loss)
         return (weight * loss).mean()
 

@@ -100,19 +100,27 @@ def transformer_block(config, norm_first: bool, causal: bool) -> TransformerBloc
 
 
 class CausalEncoder(nn.Module):
-    """Item and learned position embeddings through post-norm causal blocks, as in SASRec (Kang and McAuley 2018)."""
+    """Item and learned position embeddings through causal blocks, as in SASRec (Kang and McAuley 2018).
+
+    Blocks normalise after each residual, with the key ``norm_first`` before, and then once more at the end; without
+    ``use_position_embedding`` the order is told by the causal mask alone.
+    """
 
     def __init__(self, config):
         super().__init__()
-        self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], config["hidden_size"])
-        self.norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        hidden_size, eps = config["hidden_size"], config["layer_norm_eps"]
+        positions = config["use_position_embedding"] is not False  # a key of some models; the others have positions
+        self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], hidden_size) if positions else None
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(config["emb_dropout_prob"])
-        self.encoder = TransformerEncoder(config, norm_first=False, causal=True)
+        self.encoder = TransformerEncoder(config, norm_first=bool(config["norm_first"]), causal=True)
+        self.last_norm = nn.LayerNorm(hidden_size, eps=eps) if config["norm_first"] else nn.Identity()
 
     def forward(self, items: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
         """Item embeddings [N, D] in a layout to hidden states [N, D], or with ``last_only`` to [B, D]."""
-        x = self.dropout(self.norm(items + self.position_embedding(layout.positions)))
-        return self.encoder(x, layout, last_only)
+        if self.position_embedding is not None:
+            items = items + self.position_embedding(layout.positions)
+        return self.last_norm(self.encoder(self.dropout(self.norm(items)), layout, last_only))
 
 
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:

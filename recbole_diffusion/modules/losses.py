@@ -13,59 +13,105 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from recbole_diffusion.modules.seen import Seen
+
 # Products computed at once: as many as a CPU's cache holds, or as keep a GPU busy.
 BLOCK = {"cpu": 2**19, "cuda": 2**25}
 
 
-def full_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
+def full_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int, seen: Seen | None = None
+) -> Tensor:
     """Cross-entropy of each row, [B], over every item but the padding: x [B, D], weight [n_items, D], target [B].
 
-    At most ``chunk`` logits are held at once: larger batches go in groups of rows, computed again in the backward pass.
+    ``seen`` is added to the logits of items of the histories. At most ``chunk`` logits are held at once: larger batches
+    go in groups of rows, computed again in the backward pass.
     """
-    weight, bias, target = weight[1:], None if bias is None else bias[1:], target - 1
+    n_items = len(weight) - 1
 
-    def rows(x: Tensor, target: Tensor) -> Tensor:
-        return _CrossEntropy.apply(F.linear(x, weight, bias), target)
+    def rows(x: Tensor, target: Tensor, *seen: Tensor) -> Tensor:
+        logits = F.linear(x, weight[1:], None if bias is None else bias[1:])
+        return _CrossEntropy.apply(logits, target - 1, *seen)
 
-    step = max(1, chunk // len(weight))
+    step = max(1, chunk // n_items)
     if len(x) <= step:
-        return rows(x, target)
-    pairs = zip(x.split(step), target.split(step), strict=True)
-    return torch.cat([checkpoint(rows, *pair, use_reentrant=False) for pair in pairs])
+        return rows(x, target, *_columns(seen))
+    parts = []
+    for begin in range(0, len(x), step):
+        own = None if seen is None else seen.part(begin, begin + step)
+        part = slice(begin, begin + step)
+        parts.append(checkpoint(rows, x[part], target[part], *_columns(own), use_reentrant=False))
+    return torch.cat(parts)
+
+
+def _columns(seen: Seen | None) -> tuple[Tensor, ...]:
+    """Rows, places among the logits without the padding item, and values; nothing where there is nothing to add."""
+    return () if seen is None else (seen.rows, seen.items - 1, seen.values)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """``F.cross_entropy`` of each row, in float32, whose gradient overwrites what its forward pass kept."""
+    """``F.cross_entropy`` of each row, in float32, whose gradient overwrites what its forward pass kept.
+
+    values [M] are added to the logits at rows and columns [M], which are overwritten, too: no one else reads them.
+    """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:
-        log_p, target = logits.log_softmax(-1, dtype=torch.float32), target[:, None]
-        ctx.save_for_backward(log_p, target)
+    def forward(ctx, logits: Tensor, target: Tensor, rows=None, columns=None, values=None) -> Tensor:
         ctx.dtype = logits.dtype
+        if values is not None:
+            logits = logits.float() if logits.dtype != torch.float32 else logits
+            logits[rows, columns] += values.float()
+        log_p, target = logits.log_softmax(-1, dtype=torch.float32), target[:, None]
+        ctx.save_for_backward(log_p, target, rows, columns)
         return -log_p.gather(1, target).squeeze(1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        log_p, target = ctx.saved_tensors
+        log_p, target, rows, columns = ctx.saved_tensors
         p = log_p.exp_().scatter_add_(1, target, grad.new_full((1, 1), -1.0).expand_as(target))
-        return p.mul_(grad[:, None]).to(ctx.dtype), None
+        p = p.mul_(grad[:, None])
+        # The values are learnt through the logits they were added to.
+        of_values = p[rows, columns] if len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[4] else None
+        return (p.to(ctx.dtype), None, None, None, of_values)[: len(ctx.needs_input_grad)]
 
 
 def sampled_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, log_q: Tensor, n_samples: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    log_q: Tensor,
+    n_samples: int,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Sampled softmax, [B]: the target against ``n_samples`` items drawn from q, each logit less log(n_samples * q).
 
     The correction makes the sum over the sample an unbiased estimate of the full softmax's denominator (Bengio and
-    Senecal 2008). The batch shares the samples; a row's own target does not count among its samples.
+    Senecal 2008). The batch shares the samples; a row's own target does not count among its samples. ``seen`` is added
+    to the logits of items of the histories.
     """
     sampled = torch.multinomial(log_q.exp(), n_samples, replacement=True)
     positive, negative = (x * weight[target]).sum(-1), x @ weight[sampled].T
     if bias is not None:
         positive, negative = positive + bias[target], negative + bias[sampled]
+    if seen is not None:
+        own = seen.items == target[seen.rows]
+        positive = positive.float().index_put((seen.rows[own],), seen.values[own].float(), accumulate=True)
+        rows, columns, values = _among_samples(seen, sampled)
+        negative = negative.float().index_put((rows, columns), values.float(), accumulate=True)
     negative = negative - log_q[sampled] - math.log(n_samples)
     negative = negative.masked_fill(sampled == target[:, None], -torch.inf)
     return torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive
+
+
+def _among_samples(seen: Seen, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of the seen items among the samples [n], each of which may have been drawn often."""
+    ordered, order = sampled.sort()
+    begin, end = torch.searchsorted(ordered, seen.items), torch.searchsorted(ordered, seen.items, right=True)
+    count = end - begin
+    pair = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    within = torch.arange(len(pair), device=pair.device) - (count.cumsum(0) - count)[pair]
+    return seen.rows[pair], order[begin[pair] + within], seen.values[pair]
 
 
 def info_nce(query: Tensor, key: Tensor, others: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from recbole_diffusion.modules.layers import ACTIVATIONS
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 from recbole_diffusion.modules.ragged import TokenLayout
 from recbole_diffusion.modules.ranking import topk
+from recbole_diffusion.modules.seen import SEEN_ITEMS, Seen, SeenItems, without_targets
 
 STEP_BUCKETS = 8
 ITEM_LOSSES = ("full", "sampled")
@@ -62,6 +63,7 @@ class SequenceRecommender(SequentialRecommender):
             counts[1:] += 1  # an item never seen as a target may still be drawn
             self.register_buffer("item_log_q", (counts / counts.sum()).log(), persistent=False)
         self.item_embedding = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+        self.seen_items = SeenItems(config["seen_items"], config["seen_buckets"])
 
     # ------------------------------------------------------------------ configuration
 
@@ -93,6 +95,8 @@ class SequenceRecommender(SequentialRecommender):
             check_choice(config, "item_loss", ITEM_LOSSES)
             check_number(config, "n_sampled_items", Integral, 1)
         check_choice(config, "initializer", INITIALIZERS)
+        check_choice(config, "seen_items", SEEN_ITEMS)
+        check_number(config, "seen_buckets", Integral, 1)
         if "inference_seeds" in config:
             resolve_seeds(config["inference_seeds"])
 
@@ -127,16 +131,30 @@ class SequenceRecommender(SequentialRecommender):
         """Weight [n_items, D] and bias [n_items] (or None) that score items: the embeddings, unless a paper differs."""
         return self.item_embedding.weight, None
 
-    def item_cross_entropy(self, x: Tensor, target: Tensor) -> Tensor:
+    def seen(self, interaction) -> Seen | None:
+        """What ``seen_items`` adds to the logits of the item after each history; None where nothing is added."""
+        return self.seen_items.at_last(*self.history(interaction))
+
+    def item_cross_entropy(self, x: Tensor, target: Tensor, seen: Seen | None = None) -> Tensor:
         """Cross-entropy of x [B, D] against target [B] over all items but the padding; per row, [B].
 
         With ``item_loss: sampled`` over ``n_sampled_items`` items drawn by popularity instead, for catalogues too large
-        to score in training.
+        to score in training. ``seen`` is added to the logits of items of the histories.
         """
-        weight, bias = self.output_layer()
+        (weight, bias), seen = self.output_layer(), without_targets(seen, target)
         if self.item_loss == "sampled" and self.training:
-            return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items)
-        return full_cross_entropy(x, weight, bias, target, self.logits_chunk)
+            return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items, seen)
+        return full_cross_entropy(x, weight, bias, target, self.logits_chunk, seen)
+
+    def seen_loss(self, x: Tensor, target: Tensor, seen: Seen | None) -> Tensor | float:
+        """For a loss without a softmax: the cross-entropy by which ``seen_items: learned`` learns its values.
+
+        x [B, D], target [B]; nothing else gets a gradient. 0 where no value is learnt.
+        """
+        if seen is None or not seen.values.requires_grad:
+            return 0.0
+        weight, bias = (None if part is None else part.detach() for part in self.output_layer())
+        return full_cross_entropy(x.detach(), weight, bias, target, self.logits_chunk, seen).mean()
 
     # ------------------------------------------------------------------ inference
 
@@ -164,6 +182,13 @@ class SequenceRecommender(SequentialRecommender):
             scores[..., 0] = -torch.inf
         return scores
 
+    def seen_when_ranking(self, interaction) -> Seen | None:
+        """As ``seen``; ValueError where nothing is left to rank."""
+        seen = self.seen(interaction)
+        if self.seen_items.seen_items == "excluded" and seen.rows.bincount().max() >= self.n_items - 1:
+            raise ValueError("seen_items [excluded] leaves nothing to rank: a history holds every item.")
+        return seen
+
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items, [B, n_items]; the padding item has minus infinity.
 
@@ -173,10 +198,12 @@ class SequenceRecommender(SequentialRecommender):
 
     def seed_scores(self, interaction, return_std: bool = False):
         """Scores as ``full_sort_predict``, with ``return_std`` also their standard deviation over the seeds."""
-        probabilities = len(self.inference_seeds) > 1
+        probabilities, seen = len(self.inference_seeds) > 1, self.seen_when_ranking(interaction)
 
         def score(part: list[int]) -> Tensor:
             scores = self.item_scores(self.sample_start(interaction, part))
+            if seen is not None:
+                seen.add_to(scores)
             return scores.softmax(dim=-1) if probabilities else scores
 
         # As many seeds in a call as `logits_chunk` holds scores of.
@@ -194,8 +221,15 @@ class SequenceRecommender(SequentialRecommender):
         With ``return_std``, the standard deviation of each score over the seeds comes third.
         """
         x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
-        part_size = max(1, self.logits_chunk // x_start.shape[:2].numel())
-        best = topk(lambda items: self.item_scores(x_start, items), self.n_items, part_size, k, exclude)
+        part_size, seen = max(1, self.logits_chunk // x_start.shape[:2].numel()), self.seen_when_ranking(interaction)
+
+        def score_part(items: slice) -> Tensor:
+            scores = self.item_scores(x_start, items)
+            if seen is not None:
+                seen.add_to(scores, items)
+            return scores
+
+        best = topk(score_part, self.n_items, part_size, k, exclude)
         return tuple(best) if return_std else (best.scores, best.items)
 
     def predict(self, interaction) -> Tensor:

@@ -1,16 +1,21 @@
-"""One training row a user, next to RecBole's own split of the same interactions; items that a user never saw."""
+"""Rows gathered batch by batch, next to RecBole's own of the same interactions; items that a user never saw."""
 
 from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
+import recbole.data.dataset
 import torch
-from recbole.data.dataset import CDDRecDataset, SequentialDataset
+from recbole.data.dataset import CDDRecDataset
+from recbole.data.dataset.sequential_dataset import SequentialDataset
 
 from recbole_diffusion.data.negatives import UnseenItems
-from recbole_diffusion.data.sequences import UserSequenceDataset
+from recbole_diffusion.data.sequences import PrefixDataset, UserSequenceDataset
 from recbole_diffusion.quick_start import build_config, prepare_data
+
+from ..conftest import ROOT
 
 # User u has seen items in this order; a has too few for a full split, e more than the longest history holds.
 HISTORIES = {
@@ -63,11 +68,12 @@ def rows_of(data, dataset) -> list[tuple[str, list[int], int]]:
     return found
 
 
-def test_recbole_finds_the_dataset_by_the_models_name():
+def test_recbole_finds_the_dataset_by_the_models_name_and_its_own_models_get_ours():
     assert CDDRecDataset is UserSequenceDataset
+    assert recbole.data.dataset.SequentialDataset is PrefixDataset
 
 
-def test_a_training_row_is_a_users_longest_history_and_the_last_of_them(folder):
+def test_a_training_row_is_a_window_of_a_user(folder):
     dataset, train, _, _ = split(folder)
     rows = sorted(rows_of(train._dataset[:], dataset))
     assert rows == [
@@ -75,53 +81,96 @@ def test_a_training_row_is_a_users_longest_history_and_the_last_of_them(folder):
         ("b", [3], 1),
         ("c", [4], 5),
         ("d", [2, 7, 3], 5),
+        ("e", [1, 2, 3], 4),
         ("e", [4, 5, 6, 7], 8),
     ]
-    assert len(train._dataset) == 5
+    assert len(train._dataset) == 6
 
 
-def test_an_epoch_reads_every_user_once(folder):
+def test_an_epoch_reads_every_window_once(folder):
     dataset, train, _, _ = split(folder, train_batch_size=2)
     rows = [row for batch in train for row in rows_of(batch, dataset)]
-    assert len(train) == 3 and sorted(row[0] for row in rows) == list("abcde")
+    assert len(train) == 3 and sorted(row[0] for row in rows) == list("abcdee")
     assert sorted(rows) == sorted(rows_of(train._dataset[:], dataset))
 
 
-@pytest.mark.parametrize(
-    "eval_args",
-    [
-        {"split": LEAVE_ONE_OUT, "group_by": "user"},
-        {"split": {"LS": "valid_only"}, "group_by": "user"},
-        {"split": {"LS": "test_only"}, "group_by": "user"},
-        {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": "user"},
-        {"split": {"RS": [0.5, 0.3, 0.2]}, "group_by": "none"},
-        {"split": {"TS": [0.6, 0.2, 0.2]}, "group_by": "user"},
-    ],
-)
-def test_evaluation_is_recboles_and_training_covers_every_user_of_recboles(folder, eval_args):
+SPLITS = [
+    {"split": LEAVE_ONE_OUT, "group_by": "user"},
+    {"split": {"LS": "valid_only"}, "group_by": "user"},
+    {"split": {"LS": "test_only"}, "group_by": "user"},
+    {"split": {"RS": [0.6, 0.2, 0.2]}, "group_by": "user"},
+    {"split": {"RS": [0.5, 0.3, 0.2]}, "group_by": "none"},
+    {"split": {"TS": [0.6, 0.2, 0.2]}, "group_by": "user"},
+]
+
+
+def recboles(config) -> list[SequentialDataset]:
+    """RecBole's own rows, written out before the first batch."""
+    return SequentialDataset(config).build()
+
+
+@pytest.mark.parametrize("eval_args", SPLITS)
+@pytest.mark.parametrize("length", [1, 4, 20])
+def test_prefix_rows_are_recboles_in_its_order(folder, eval_args, length):
     eval_args = {"order": "TO", "mode": "full", **eval_args}
-    ours, theirs = (
-        [loader._dataset for loader in split(folder, model, eval_args=eval_args)[1:]] for model in ("CDDRec", "SASRec")
-    )
-    for a, b in zip(ours[1:], theirs[1:], strict=True):
-        assert len(a) == len(b) and all(torch.equal(a[:][key], b[:][key]) for key in b.inter_feat.columns)
-    # All of RecBole's training rows are there for whoever counts them, and one a user is read.
-    train, every = ours[0], theirs[0].inter_feat
-    assert all(torch.equal(train.inter_feat[key], every[key]) for key in every.columns)
-    assert train.item_counter == theirs[0].item_counter
-    assert (train.inter_matrix("csr") != theirs[0].inter_matrix("csr")).nnz == 0
-    last = {}
-    for row in rows_of(every, train):
-        last[row[0]] = row  # RecBole's rows of a user are in time
-    assert sorted(rows_of(train[:], train)) == sorted(last.values())
+    dataset, *loaders = split(folder, "SASRec", eval_args=eval_args, MAX_ITEM_LIST_LENGTH=length)
+    for ours, theirs in zip((loader._dataset for loader in loaders), recboles(dataset.config), strict=True):
+        assert type(ours) is PrefixDataset and len(ours) == len(theirs)
+        assert list(ours.inter_feat) == list(theirs.inter_feat) == ours[:].columns
+        for name in theirs.inter_feat.columns:
+            assert torch.equal(ours[:][name], theirs[:][name]) and torch.equal(ours.inter_feat[name], theirs[:][name])
+        if len(ours) > 1:
+            index = np.array([len(ours) - 1, 0])
+            assert torch.equal(ours[index]["item_id_list"], theirs[index]["item_id_list"])
+        assert ours.item_counter == theirs.item_counter
+        if len(ours):  # RecBole's mean of nothing is nan
+            assert ours.avg_actions_of_users == pytest.approx(theirs.avg_actions_of_users)
+        assert (ours.inter_matrix("csr") != theirs.inter_matrix("csr")).nnz == 0
 
 
-def test_every_other_training_row_of_recbole_is_a_prefix_unless_the_history_was_cut(folder):
-    dataset, train, _, _ = split(folder, MAX_ITEM_LIST_LENGTH=20)
-    chosen = {user: [*history, target] for user, history, target in rows_of(train._dataset[:], dataset)}
-    rows = rows_of(train._dataset.inter_feat, dataset)
-    assert all(chosen[user][: len(history) + 1] == [*history, target] for user, history, target in rows)
-    assert len(rows) == sum(len(items) - 1 for items in chosen.values())
+@pytest.mark.parametrize("name", ["ml-100k", "markov-toy"])
+def test_prefix_rows_are_recboles_on_real_data(name):
+    config = build_config("SASRec", name, None, {"state": "ERROR", "train_neg_sample_args": None, "loss_type": "CE", **(
+        {"data_path": str(ROOT / "dataset")} if name == "markov-toy" else {})})  # fmt: skip
+    for ours, theirs in zip(PrefixDataset(config).build(), recboles(config), strict=True):
+        assert all(torch.equal(ours[:][key], theirs[:][key]) for key in theirs.inter_feat.columns)
+
+
+@pytest.mark.parametrize("eval_args", SPLITS)
+@pytest.mark.parametrize("length", [1, 2, 3, 20])
+def test_windows_hold_every_training_target_once(folder, eval_args, length):
+    eval_args = {"order": "TO", "mode": "full", **eval_args}
+    dataset, train, *_ = split(folder, eval_args=eval_args, MAX_ITEM_LIST_LENGTH=length)
+    found = []
+    for user, history, target in rows_of(train._dataset[:], dataset):
+        following = [*history, target]
+        place = next(i for i in range(99) if HISTORIES[user][i : i + len(following)] == following)
+        found += [(user, place + i) for i in range(1, len(following))]
+    whole = recboles(build_config("SASRec", "tiny", None, {**dict(dataset.config.external_config_dict),
+        "model": "SASRec", "MAX_ITEM_LIST_LENGTH": 99, "loss_type": "CE"}))  # fmt: skip
+    expected = [(user, len(history)) for user, history, _ in rows_of(whole[0].inter_feat, dataset)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_column_can_be_dropped_and_rows_sorted(folder):
+    rows = split(folder, "SASRec")[1]._dataset.inter_feat
+    del rows["timestamp"]
+    assert "timestamp" not in rows and "timestamp_list" not in rows and "item_id_list" in rows.gather()
+    rows.sort(by=["user_id", "item_length"], ascending=[True, False])
+    pairs = list(zip(rows["user_id"].tolist(), (-rows["item_length"]).tolist(), strict=True))
+    assert pairs == sorted(pairs)
+    with pytest.raises(KeyError):
+        rows["timestamp"]
+
+
+def test_rows_for_evaluation_bring_all_that_the_user_had(folder):
+    dataset, _, valid, test = split(folder, "SASRec", MAX_ITEM_LIST_LENGTH=2)
+    user, item = dataset.field2id_token["user_id"], dataset.field2id_token["item_id"]
+    for loader, held_out in ((valid, 2), (test, 1)):
+        batch = next(iter(loader))[0]
+        rows, items = batch.seen
+        for row, name in enumerate(user[batch["user_id"]]):
+            assert [int(item[i][1:]) for i in items[rows == row]] == HISTORIES[name][:-held_out]
 
 
 def test_benchmark_files_keep_one_training_row_a_user(tmp_path):
@@ -150,9 +199,9 @@ def test_benchmark_files_keep_one_training_row_a_user(tmp_path):
 
 def test_a_copy_and_a_pickle_read_what_they_hold(folder):
     train = split(folder)[1]._dataset
-    assert len(pickle.loads(pickle.dumps(train))) == 5
+    assert len(pickle.loads(pickle.dumps(train))) == 6
     part = train.copy(train.inter_feat[:2])
-    assert len(part) == 2 and len(train) == 5 and torch.equal(part[:]["user_id"], train.inter_feat["user_id"][:2])
+    assert len(part) == 2 and len(train) == 6 and torch.equal(part[:]["user_id"], train.inter_feat["user_id"][:2])
 
 
 # ---------------------------------------------------------------------- unseen items
@@ -209,7 +258,7 @@ def test_who_has_seen_everything_has_no_unseen_item(tmp_path):
 
 def test_recboles_own_dataset_serves_as_well(folder):
     dataset, train, _, _ = split(folder, "SASRec")
-    assert type(dataset) is SequentialDataset
+    assert type(dataset) is PrefixDataset
     e = dataset.field2token_id["user_id"]["e"]
     drawn = UnseenItems(train._dataset).sample(torch.full((100,), e))[0]
     assert set(drawn.tolist()) == {dataset.field2token_id["item_id"]["i9"]}

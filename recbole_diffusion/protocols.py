@@ -1,0 +1,65 @@
+"""Evaluation under both protocols in use: items of the history are candidates, or they are masked.
+
+Published results follow either, and cannot be compared across: RecBole, DiffuRec and ADRec rank the history, too;
+BSARec, RecTools and CDDRec's public code mask it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from recbole.utils import ModelType
+
+PROTOCOLS = ("candidates", "masked")
+
+
+class BothProtocols:
+    """For a RecBole trainer: ``evaluate`` ranks a sequential model's items once, and measures under both protocols.
+
+    ``mask_history`` chooses which one is returned, and so is followed by early stopping; ``protocol_results`` holds
+    both of the last evaluation, {protocol: {metric: value}}. Masked is the user's whole history before the target, also
+    what MAX_ITEM_LIST_LENGTH cuts off, and for the test the validation item; the target always is a candidate. Models
+    that are not sequential mask by themselves in RecBole (unless ``repeatable``), and are left alone.
+    """
+
+    protocol_results: dict[str, dict[str, float]] | None = None
+    _other_collector = None
+
+    def evaluate(self, eval_data, *args: Any, **kwargs: Any):
+        """As RecBole's ``evaluate``, keeping the metrics of the other protocol as well.
+
+        Raises ValueError where ``mask_history`` is set and the rows do not bring their histories.
+        """
+        self._other_collector = self.protocol_results = None
+        result = super().evaluate(eval_data, *args, **kwargs)
+        own, other = PROTOCOLS[:: -1 if self.config["mask_history"] else 1]
+        if self._other_collector is not None and result is not None:
+            struct = self._other_collector.get_data_struct()
+            self.protocol_results = {own: dict(result), other: dict(self.evaluator.evaluate(struct))}
+        elif self.config["mask_history"] and result is not None and self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            raise ValueError(
+                f"mask_history [True] cannot be followed for [{self.config['model']}]: it needs rows that bring the "
+                "users' histories, and eval_args with the mode full."
+            )
+        return result
+
+    def _full_sort_batch_eval(self, batched_data):
+        """Score a batch, collect it under the protocol that is not asked for, and return it under the other."""
+        interaction, scores, positive_u, positive_i = super()._full_sort_batch_eval(batched_data)
+        history = getattr(batched_data[0], "seen", None)
+        if history is None:
+            return interaction, scores, positive_u, positive_i
+        row, item = (part.to(scores.device) for part in history)
+        keep = item != positive_i.to(scores.device)[row]
+        row, item = row[keep], item[keep]
+        kept = scores[row, item]
+        if self._other_collector is None:
+            self._other_collector = copy.copy(self.eval_collector)
+            self._other_collector.data_struct = copy.deepcopy(self.eval_collector.data_struct)
+        if not self.config["mask_history"]:
+            scores[row, item] = -torch.inf
+        self._other_collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+        scores[row, item] = -torch.inf if self.config["mask_history"] else kept
+        return interaction, scores, positive_u, positive_i

@@ -1,0 +1,94 @@
+"""Both protocols of evaluation against the plain form, for our models and RecBole's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from recbole.trainer import S3RecTrainer
+
+from recbole_diffusion.quick_start import build_trainer, prepare_data, run
+
+from .conftest import ROOT, toy, toy_config
+
+SHORT = {"epochs": 1, "limit_train_batches": 2, "state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}  # fmt: skip  # noqa: E501
+
+
+def plain_metrics(it, part, masked: bool) -> dict[str, float]:
+    """Hit@k and NDCG@k of each row, one by one, from the users' whole sequences."""
+    rows = part._dataset.inter_feat
+    hits = {f"{name}@{k}": [] for name in ("hit", "ndcg") for k in (5, 10, 20)}
+    for i in range(len(rows)):
+        with torch.no_grad():
+            scores = it.model.eval().full_sort_predict(part._dataset[[i]])[0]
+        target, history = int(rows["item_id"][i]), rows.table["item_id"][rows.first[i] : rows.target[i]]
+        if masked:
+            kept = scores[target].clone()
+            scores[history] = -torch.inf
+            scores[target] = kept
+        place = int((scores[1:] > scores[target]).sum())
+        for k in (5, 10, 20):
+            hits[f"hit@{k}"].append(float(place < k))
+            hits[f"ndcg@{k}"].append(1 / math.log2(place + 2) if place < k else 0.0)
+    return {name: sum(values) / len(values) for name, values in hits.items()}
+
+
+@pytest.mark.parametrize("model", ["SASRecPlus", "SASRec"])
+@pytest.mark.parametrize("mask_history", [False, True])
+def test_both_protocols_are_those_of_the_plain_form(model, mask_history):
+    it = toy(model, mask_history=mask_history, MAX_ITEM_LIST_LENGTH=3, eval_batch_size=100)
+    trainer = build_trainer(it.config, it.model)
+    trainer.eval_collector.data_collect(it.train)
+    for part in (it.valid, it.test):
+        result = trainer.evaluate(part, load_best_model=False)
+        both = trainer.protocol_results
+        assert dict(result) == both["masked" if mask_history else "candidates"]
+        assert both["masked"] != both["candidates"]
+        for protocol, found in both.items():
+            assert found == pytest.approx(plain_metrics(it, part, protocol == "masked"), abs=1e-6)
+
+
+def test_a_target_in_the_history_stays_a_candidate(tmp_path):
+    (tmp_path / "back").mkdir()
+    lines = [f"{u}\ti{i}\t{t}" for u in range(12) for t, i in enumerate([1, 2, 3 + u % 3, 1])]
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (tmp_path / "back" / "back.inter").write_text(header + "\n".join(lines))
+    result = run(
+        "SASRecPlus", "back", None, {**SHORT, "data_path": str(tmp_path), "topk": [4], "valid_metric": "NDCG@4"}
+    )
+    assert result["test_results"]["masked"]["hit@4"] == 1.0
+
+
+@pytest.mark.parametrize("model", ["SASRecPlus", "GRU4Rec", "CDDRec"])
+def test_every_test_result_reports_both(model):
+    result = run(model, "markov-toy", None, {**SHORT, "mask_history": True})
+    assert set(result["test_results"]) == {"candidates", "masked"}
+    assert dict(result["test_result"]) == result["test_results"]["masked"]
+
+
+def test_a_trainer_of_recboles_own_reports_both():
+    it = toy("SASRec")
+    it.config.final_config_dict["model"] = "S3Rec"  # whose trainer is another
+    trainer = build_trainer(it.config, it.model)
+    assert isinstance(trainer, S3RecTrainer)
+    trainer.eval_collector.data_collect(it.train)
+    trainer.evaluate(it.test, load_best_model=False)
+    assert set(trainer.protocol_results) == {"candidates", "masked"}
+
+
+def test_general_models_mask_by_themselves():
+    for masks in (False, True):
+        result = run("BPR", "markov-toy", None, {**SHORT, "mask_history": masks, "repeatable": False})
+        assert result["test_results"] is None
+
+
+def test_what_brings_no_history_is_told():
+    config = toy_config("SASRec", mask_history=True, eval_args={
+        "split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"})  # fmt: skip
+    _, train, valid, _ = prepare_data(config)
+    it = toy("SASRec")
+    trainer = build_trainer(config, it.model)
+    trainer.eval_collector.data_collect(train)
+    with pytest.raises(ValueError, match=r"mask_history \[True\] cannot be followed for \[SASRec\]"):
+        trainer.evaluate(valid, load_best_model=False)
