@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from recbole.config import Config
@@ -27,6 +29,7 @@ from recbole.utils import dict2str
 from recbole_diffusion.compat import versions
 from recbole_diffusion.config.checks import check_choice, check_number
 from recbole_diffusion.experiments.runs import own_process_state, told
+from recbole_diffusion.protocols import PROTOCOLS
 from recbole_diffusion.quick_start import build_config, objective_function, prepare_data
 from recbole_diffusion.registry import PROPS, known_keys
 
@@ -134,8 +137,9 @@ def search(
 ) -> dict[str, Any]:
     """Search the space of ``params_file`` (default: ``props/hyper/<Model>.hyper``) for the best validation score.
 
-    Writes beside each other ``output_file`` (every trial, as RecBole's), ``<output_file>.yaml`` (the best parameters,
-    for ``config_files``) and what it needs to continue; called again with the same arguments, it does. A trial that
+    Writes beside each other ``output_file`` (every trial, as RecBole's), ``<output_file>.csv`` (a table of them, with
+    the test under both protocols and the seconds), ``<output_file>.yaml`` (the best parameters, for ``config_files``)
+    and what it needs to continue; called again with the same arguments, it does. A trial that
     ends in a ValueError, such as a loss that is not finite, counts as failed. ``display_file`` takes a plot (HTML).
     The command line is not read.
 
@@ -284,6 +288,7 @@ def _run_trial(fixed: dict[str, Any], params: dict[str, Any], folder: Path, call
 
     Checkpoints live in ``folder`` as long as the trial; one that was killed goes on from its last epoch.
     """
+    start = time.perf_counter()
     try:
         with own_process_state():
             config_dict = {**fixed, **params, "checkpoint_dir": str(folder), "resume": "auto"}
@@ -298,7 +303,10 @@ def _run_trial(fixed: dict[str, Any], params: dict[str, Any], folder: Path, call
         raise
     shutil.rmtree(folder, ignore_errors=True)
     numbers = {key: _floats(result[key]) for key in ("best_valid_result", "test_result")}
-    return {"params": params, "best_valid_score": score, **numbers, "epochs": result["epochs"]}
+    protocols = {name: _floats(metrics) for name, metrics in (result["test_results"] or {}).items()}
+    seconds = round(time.perf_counter() - start, 1)
+    effort = {"epochs": result["epochs"], "seconds": seconds}
+    return {"params": params, "best_valid_score": score, **numbers, "test_results": protocols, **effort}
 
 
 def _failed(params: dict[str, Any], error: str) -> dict[str, Any]:
@@ -489,6 +497,9 @@ def _ray_trial(drawn: dict[str, Any], space, fixed, metric: str, bigger: bool, f
     for kind in ("valid", "test"):
         results = trial["best_valid_result" if kind == "valid" else "test_result"]
         metrics.update({f"{kind}_{name}": value for name, value in results.items()})
+    for protocol, results in trial["test_results"].items():
+        metrics.update({f"{protocol}_{name}": value for name, value in results.items()})
+    metrics["seconds"] = trial["seconds"]
     versions.report_to_tune(metrics)
 
 
@@ -503,7 +514,10 @@ def _from_ray(result, space) -> dict[str, Any]:
         return {key[len(kind) :]: value for key, value in metrics.items() if key.startswith(kind)} or None
 
     numbers = {"best_valid_result": those("valid_"), "test_result": those("test_")}
-    return {"params": params, "best_valid_score": metrics["best_valid_score"], **numbers, "epochs": metrics["epoch"]}
+    protocols = {name: found for name in PROTOCOLS if (found := those(f"{name}_"))}
+    effort = {"epochs": metrics["epoch"], "seconds": metrics.get("seconds")}
+    score = metrics["best_valid_score"]
+    return {"params": params, "best_valid_score": score, **numbers, "test_results": protocols, **effort}
 
 
 # ------------------------------------------------------------------ what a search leaves behind
@@ -526,6 +540,7 @@ def _write_results(output: Path, trials, best, settings: dict[str, Any], config:
         lines.append(f"Valid result:\n{dict2str(valid)}\nTest result:\n{test}\n")
     output.write_text("\n".join(lines), encoding="utf-8")
 
+    _trial_table(trials).to_csv(_beside(output, ".csv"), index=False)
     head = (
         f"# {settings['model']} on {settings['dataset']}: the best of {len(trials)} trials with {settings['tool']}, "
         f"{config['valid_metric']} on validation {best['best_valid_score']:.6f}\n"
@@ -536,6 +551,19 @@ def _write_results(output: Path, trials, best, settings: dict[str, Any], config:
     file = _beside(output, ".yaml")
     file.write_text(head + yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     return file
+
+
+def _trial_table(trials: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row a trial: its parameters, validation, test under both protocols, epochs, seconds (of the last part, where it
+    was cut), and the error of one that failed."""
+    rows = []
+    for number, trial in enumerate(trials, start=1):
+        row = {"trial": number, **trial["params"], "best_valid_score": trial["best_valid_score"]}
+        row |= {f"valid {name}": value for name, value in (trial["best_valid_result"] or {}).items()}
+        for protocol, results in (trial.get("test_results") or {"": trial["test_result"] or {}}).items():
+            row |= {f"test {name} {protocol}".strip(): value for name, value in results.items()}
+        rows.append({**row, **{key: trial[key] for key in ("epochs", "seconds", "error") if key in trial}})
+    return pd.DataFrame(rows)
 
 
 def _write_plot(file: Path, trials, settings: dict[str, Any], config: Config) -> None:
