@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,8 +16,8 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False,
         epilog=f"models:\n{models}\n  or any model of RecBole, such as SASRec, GRU4Rec or Pop\n\n"
         "Any parameter of a model, of training or of evaluation can be given as --key=value, for example\n"
-        "--learning_rate=0.0005 --inference_seeds=[1,2,3]; props/<Model>.yaml lists them. For a smoke run:\n"
-        "--epochs=1 --limit_train_batches=10.",
+        "--learning_rate=0.0005 --inference_seeds=[1,2,3]. --help_keys lists the keys with what they may hold,\n"
+        "props/<Model>.yaml a model's defaults. For a smoke run: --epochs=1 --limit_train_batches=10.",
     )
     parser.add_argument("--model", "-m", default="DiffuRecSys", help="name of the model (default: %(default)s)")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset (default: %(default)s)")
@@ -26,6 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--port", default="5678", help="port of the master node")
     parser.add_argument("--world_size", type=int, default=-1, help="total number of processes")
     parser.add_argument("--group_offset", type=int, default=0, help="global rank of this machine's first process")
+    parser.add_argument("--help_keys", action="store_true", help="list the keys by group, with what they may hold")
+    parser.add_argument("--print_config", action="store_true", help="print every value and the file it comes from")
     args, rest = parser.parse_known_args()
     for arg in rest:
         if not re.match(r"--\w+=", arg):
@@ -35,9 +38,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from recbole_diffusion.quick_start import run
+    if args.help_keys:
+        from recbole_diffusion.config.keys import describe_keys
+
+        print(describe_keys())
+        return
+    from recbole_diffusion.quick_start import build_config, describe_config, run
 
     try:
+        if args.print_config:
+            sys.argv.remove("--print_config")  # RecBole would warn that it does not read it
+            files = args.config_files.split()
+            print(describe_config(build_config(args.model, args.dataset, files), files))
+            return
         result = run(
             args.model,
             args.dataset,

@@ -151,11 +151,11 @@ def job_config(job: Job, settings: Mapping[str, Any] | None = None, machine: Map
         Unknown model, a value out of range, or a key that nothing would read.
     """
     from recbole_diffusion.quick_start import build_config
-    from recbole_diffusion.registry import PLUGIN_KEYS
+    from recbole_diffusion.registry import known_keys
 
     changes = {**job.row.overrides(job.dataset), **(settings or {})}
     machine = {"state": "ERROR", "show_progress": False, **(machine or {})}
-    known = {*build_config(job.row.model, job.dataset, None, machine).final_config_dict, *PLUGIN_KEYS} - MACHINE_KEYS
+    known = known_keys(build_config(job.row.model, job.dataset, None, machine)) - MACHINE_KEYS
     for key in changes.keys() - known:
         raise ValueError(f"{job}: key [{key}] is unknown to {job.row.model}, or not for a manifest to set.")
     config = build_config(job.row.model, job.dataset, None, {**machine, **changes, "seed": job.seed})

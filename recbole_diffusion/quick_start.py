@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_color
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.config.settings import settings
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.registry import check_model_name
+from recbole_diffusion.registry import check_model_name, value_sources
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights, run_settings
 
 
@@ -132,6 +135,15 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     return Config(model, dataset, list(config_file_list or []), {"paper_protocol": True, **(config_dict or {})})
 
 
+def describe_config(config: Config, config_file_list: Sequence[str] = ()) -> str:
+    """The whole merged configuration in YAML, a line a key, with the file or other source of each value."""
+    sources, lines = value_sources(config, config_file_list), []
+    for key, value in sorted(settings(config, without=frozenset()).items(), key=lambda item: item[0].lower()):
+        line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
+        lines.append(f"{line:<40}  # {sources[key]}")
+    return "\n".join(lines)
+
+
 def prepare_data(config: Config):
     """Load and split a dataset: ``(dataset, train_data, valid_data, test_data)``.
 
@@ -208,8 +220,11 @@ def find_resume_file(config: Config) -> str | None:
         except ValueError as error:
             getLogger().warning(f"Passed over: {error}")
             continue
-        if run_settings(checkpoint["config"]) == run_settings(config):
+        found, wanted = run_settings(checkpoint["config"]), run_settings(config)
+        differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        if not differ:
             return str(path)
+        getLogger().info(f"resume [auto] passes over {path}, another run: {', '.join(differ)} differ.")
     return None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
+from recbole_diffusion.config.checks import check_keys, near_keys
+from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN
 from recbole_diffusion.data.sequences import PrefixDataset
 from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
@@ -41,9 +45,7 @@ MODELS: dict[str, type[SequenceRecommender]] = {
 _PACKAGE = Path(__file__).parent
 # An installed wheel carries the props inside the package; a checkout has them at the top level.
 PROPS = _PACKAGE / "props" if (_PACKAGE / "props").is_dir() else _PACKAGE.parent / "props"
-
-# Keys that belong to this plugin and not to one model: they are read by the trainer and by `quick_start.run`.
-PLUGIN_KEYS = {"paper_protocol", "limit_train_batches", "lr_scheduler", "amp_dtype", "resume", "config_files"}
+RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 
 
 def register() -> None:
@@ -70,29 +72,45 @@ def _with_our_props(load_internal_config_dict):
     def wrapper(self: Config, model: str, model_class: type, dataset: str) -> None:
         load_internal_config_dict(self, model, model_class, dataset)
         _apply_per_model(self, model)
-        ours = MODELS.get(model)
+        user, ours = self.external_config_dict, MODELS.get(model)
         # The protocol ranks all items, which RecBole's models of labelled data cannot: they keep RecBole's own.
         labelled = self.internal_config_dict["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
-        if ours is None and (labelled or not self.external_config_dict.get("paper_protocol")):
-            return
-        self.internal_config_dict.update(load_props(model, dataset))
-        user = self.external_config_dict
-        merged = {**self.internal_config_dict, **user}
-        # RecBole loads user and item ids alone unless told more; no sequential model can order those.
-        if "load_col" not in user:
-            fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
-            own = {} if ours else merged.get("load_col") or {}  # such as the item features of RecBole's SASRecF
-            inter = [*(own.get("inter") or []), *fields]
-            self.internal_config_dict["load_col"] = {**own, "inter": list(dict.fromkeys(inter))}
-        # RecBole samples negatives unless told not to, and then refuses its own cross-entropy models.
-        if merged.get("loss_type") == "CE" and "train_neg_sample_args" not in user:
-            self.internal_config_dict["train_neg_sample_args"] = None
-        _warn_of_unknown_keys(user, self)
+        if ours is not None or (user.get("paper_protocol") and not labelled):
+            _apply_props(self, model, dataset)
+        _check_unknown_keys(self, model)
+        if ours is not None or user.get("paper_protocol"):
+            merged = {**self.internal_config_dict, **user}
+            check_keys(merged, run_only=ours is None)
+            check_training_config(merged)
         if ours is not None:
             ours.check_config(merged)
-            check_training_config(merged)
 
     return wrapper
+
+
+def _apply_props(config: Config, model: str, dataset: str) -> None:
+    """Put our props over RecBole's defaults, and what both sequential models and the protocol need.
+
+    ``config.default_sources`` notes where each value comes from that is not RecBole's.
+    """
+    config.default_sources = {}
+    for path in props_files(model, dataset):
+        values = read_yaml(path)
+        config.internal_config_dict.update(values)
+        config.default_sources.update(dict.fromkeys(values, f"props/{path.relative_to(PROPS)}"))
+    user = config.external_config_dict
+    merged = {**config.internal_config_dict, **user}
+    # RecBole loads user and item ids alone unless told more; no sequential model can order those.
+    if "load_col" not in user:
+        fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        own = {} if model in MODELS else merged.get("load_col") or {}  # such as the item features of RecBole's SASRecF
+        inter = [*(own.get("inter") or []), *fields]
+        config.internal_config_dict["load_col"] = {**own, "inter": list(dict.fromkeys(inter))}
+        config.default_sources["load_col"] = "recbole_diffusion"
+    # RecBole samples negatives unless told not to, and then refuses its own cross-entropy models.
+    if merged.get("loss_type") == "CE" and "train_neg_sample_args" not in user:
+        config.internal_config_dict["train_neg_sample_args"] = None
+        config.default_sources["train_neg_sample_args"] = "recbole_diffusion"
 
 
 def _apply_per_model(config: Config, model: str) -> None:
@@ -115,30 +133,43 @@ def _apply_per_model(config: Config, model: str) -> None:
     config.external_config_dict.update({key: value for key, value in own.items() if key not in said})
 
 
-def load_props(model: str, dataset: str) -> dict[str, Any]:
-    """Default parameters of a model on a dataset: the common protocol, the model's, then the dataset's.
+def props_files(model: str, dataset: str) -> list[Path]:
+    """Files of default parameters of a model on a dataset, each above those before it.
 
     Raises
     ------
     FileNotFoundError
-        The model is one of ours and its props file is missing.
+        A file that the model needs is missing.
     """
-    props: dict[str, Any] = {}
-    for path, required in (
-        (PROPS / "protocol.yaml", True),
-        (PROPS / f"{model}.yaml", model in MODELS),
-        (PROPS / "dataset" / f"{dataset}.yaml", False),
-    ):
-        if path.is_file():
-            props.update(yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {})
-        elif required:
+    shared = [*MODELS[model].shared_props, model] if model in MODELS else []
+    needed = [PROPS / f"{name}.yaml" for name in ("protocol", *shared)]
+    for path in needed:
+        if not path.is_file():
             raise FileNotFoundError(f"default parameters [{path}] are missing from this installation.")
-    return props
+    return [path for path in (*needed, PROPS / "dataset" / f"{dataset}.yaml") if path.is_file()]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a file of parameters with RecBole's loader, so that 1e-3 is a number."""
+    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
+
+
+def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[str, str]:
+    """Where each value of a Config comes from: a file, ``RecBole``, an ``argument`` or the ``command line``."""
+    sources = {**dict.fromkeys(config.final_config_dict, "RecBole"), **getattr(config, "default_sources", {})}
+    for file in config_file_list:
+        values = read_yaml(file)
+        sources.update(dict.fromkeys(values, str(file)))
+        own = (values.get("per_model") or {}).get(config["model"], {})
+        sources.update(dict.fromkeys(own, f"{file}, per_model"))
+    sources.update(dict.fromkeys((*config.variable_config_dict, "model", "dataset"), "argument"))
+    sources.update(dict.fromkeys(config.cmd_config_dict, "command line"))
+    return sources
 
 
 def recbole_models() -> list[str]:
     """Names of RecBole's own models, as its props folder spells them."""
-    return sorted(path.stem for path in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml"))
+    return sorted(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))
 
 
 def check_model_name(name: str) -> None:
@@ -156,13 +187,38 @@ def check_model_name(name: str) -> None:
 
 def known_keys(config: Config) -> set[str]:
     """Keys that RecBole, this package or the config's model read."""
-    return {*config.internal_config_dict, *PLUGIN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+    listed = {key for keys in config.parameters.values() for key in keys}
+    return {*config.internal_config_dict, *listed, *RUN, *RECBOLE_KEYS}
 
 
-def _warn_of_unknown_keys(user: dict[str, Any], config: Config) -> None:
-    """Warn of a key that nothing reads and that looks like a misspelt one; RecBole ignores it silently."""
-    known = known_keys(config)
-    for key in user.keys() - known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        if near:
-            warnings.warn(f"config key [{key}] is not known and has no effect: did you mean [{near[0]}]?", stacklevel=2)
+@functools.cache
+def _keys_of_all_models() -> set[str]:
+    """Keys that at least one model reads, of this package or of RecBole."""
+    files = [*RECBOLE_PROPERTIES.glob("model/*.yaml"), *RECBOLE_PROPERTIES.glob("quick_start_config/*.yaml")]
+    found = {key for file in files for key in re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)}
+    return found | set(KEYS)
+
+
+def _check_unknown_keys(config: Config, model: str) -> None:
+    """Raise ValueError for keys that nothing reads, where our ``run`` is at work; in RecBole's own scripts warn.
+
+    RecBole ignores them silently. Keys that other models read, but not this one, are warned of: a file of parameters
+    may serve several models.
+    """
+    user, known = config.external_config_dict, known_keys(config)
+    useless, unknown = [], []
+    for key in sorted(user.keys() - known):
+        near = near_keys(key, known)
+        hint = f": did you mean {' or '.join(near)}?" if near else "."
+        if key in _keys_of_all_models():
+            useless.append(f"{key} [{user[key]}] has no effect on {model}{hint}")
+        else:
+            unknown.append(f"{key} [{user[key]}] is unknown{hint}")
+    if useless:
+        warnings.warn(" ".join(useless), stacklevel=2)
+    if not unknown or user.get("allow_unknown_keys"):
+        return
+    message = f"{' '.join(unknown)} Keys that nothing reads pass with allow_unknown_keys=True."
+    if user.get("paper_protocol"):
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=2)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.evaluator import metric_types
 from recbole.trainer import Trainer
 from recbole.utils import get_gpu_usage, set_color
 from torch.nn.utils import clip_grad_norm_
@@ -19,11 +20,12 @@ from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.config.checks import check_keys
+from recbole_diffusion.config.keys import CONTINUATION_KEYS, KEYS
+from recbole_diffusion.config.settings import settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # RecBole's sparse_adam takes no gradient of any model
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
@@ -61,14 +63,15 @@ def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
     """
     if spec is None:
         spec = {"name": "constant"}
-    if not isinstance(spec, Mapping) or spec.get("name") not in list(LR_SCHEDULES):
-        raise ValueError(f"lr_scheduler [{spec}] must be a mapping whose `name` is one of {', '.join(LR_SCHEDULES)}.")
+    KEYS["lr_scheduler"].check(spec)
+    if "name" not in spec:
+        raise ValueError(f"lr_scheduler [{spec}] must have a name: one of {', '.join(LR_SCHEDULES)}.")
     options = {**LR_SCHEDULES[spec["name"]], "warmup_epochs": 0}
     for key, value in spec.items():
         if key != "name" and key not in options:
-            raise ValueError(f"lr_scheduler option [{key}] is unknown: `{spec['name']}` takes {', '.join(options)}.")
-        if key != "name" and (not isinstance(value, (int, float)) or value < 0 or (key == "step_size" and value < 1)):
-            raise ValueError(f"lr_scheduler option {key} [{value}] must be a number >= {int(key == 'step_size')}.")
+            raise ValueError(
+                f"lr_scheduler.{key} [{value}] is unknown to {spec['name']}: choose one of {', '.join(options)}."
+            )
     options.update({key: value for key, value in spec.items() if key != "name"})
     warmup = options.pop("warmup_epochs")
     factor = _multiplier(spec["name"], epochs, **options)
@@ -76,22 +79,21 @@ def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
 
 
 def check_training_config(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a training key that RecBole would ignore or only stumble over later."""
-    if str(config.get("learner")).lower() not in LEARNERS:
-        raise ValueError(f"learner [{config.get('learner')}] is unknown: choose one of {', '.join(LEARNERS)}.")
-    if config.get("amp_dtype") not in (None, *AMP_DTYPES):
-        raise ValueError(f"amp_dtype [{config['amp_dtype']}] must be null or one of {', '.join(AMP_DTYPES)}.")
-    limit = config.get("limit_train_batches")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise ValueError(f"limit_train_batches [{limit}] must be null (all) or a number of batches >= 1.")
-    clip = config.get("clip_grad_norm")
-    if clip is not None and (not isinstance(clip, Mapping) or "max_norm" not in clip):
-        raise ValueError(f"clip_grad_norm [{clip}] must be null or a mapping such as {{max_norm: 1.0}}.")
+    """Raise ValueError for a training key out of range, or for keys that do not fit each other."""
+    check_keys(config, run_only=True)
     build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
+    clip = config.get("clip_grad_norm")
+    if clip is not None and "max_norm" not in clip:
+        raise ValueError(f"clip_grad_norm [{clip}] must have a max_norm, such as {{max_norm: 1.0}}.")
+    metrics, topk = (
+        value if isinstance(value, (list, tuple)) else [value] for value in map(config.get, ("metrics", "topk"))
+    )
+    for metric in metrics:
+        if metric is not None and metric.lower() not in metric_types:
+            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}.")
     name, _, k = str(config.get("valid_metric")).partition("@")
-    metrics, topk = (value if isinstance(value, list) else [value] for value in map(config.get, ("metrics", "topk")))
     if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
-        raise ValueError(f"valid_metric [{config.get('valid_metric')}] is not among metrics {metrics} at topk {topk}.")
+        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
 
 
 class DiffusionTrainer(BothProtocols, Trainer):
@@ -252,7 +254,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         """
         checkpoint = load_checkpoint(resume_file, model=self.config["model"])
         old, new = run_settings(checkpoint["config"]), run_settings(self.config)
-        shared = sorted((old.keys() & new.keys()) - MACHINE_KEYS)
+        shared = sorted(old.keys() & new.keys())
         changed = [f"{key} [{new[key]}] was [{old[key]}]" for key in shared if old[key] != new[key]]
         if changed:
             warnings.warn(
@@ -311,14 +313,9 @@ class DiffusionTrainer(BothProtocols, Trainer):
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
 
-# What may differ between a run and its continuation.
-_FREE_TO_CHANGE = {"resume", "epochs", "show_progress", "state", "verbose", "device", "gpu_id", "use_gpu", "worker"}
-
-
 def run_settings(config) -> dict[str, Any]:
     """Parameters of a run that its continuation shares."""
-    values = {key: value for key, value in config.final_config_dict.items() if key not in _FREE_TO_CHANGE}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return settings(config, without=CONTINUATION_KEYS)
 
 
 def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:

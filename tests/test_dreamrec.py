@@ -289,10 +289,10 @@ def test_oracle_items_are_averaged_over_the_seeds():
     [
         ({"denoiser": "unet"}, r"denoiser \[unet\].*mlp1, mlp2"),
         ({"guidance_scale": -1}, r"guidance_scale \[-1\].*>= 0"),
-        ({"guidance_scale": "strong"}, r"guidance_scale \[strong\].*number"),
+        ({"guidance_scale": "strong"}, r"guidance_scale \['strong'\].*number"),
         ({"embedding_std": -0.5}, r"embedding_std \[-0.5\].*>= 0"),
         ({"fused_denoiser": 1}, r"fused_denoiser \[1\].*True or False"),
-        ({"target_gradient": "no"}, r"target_gradient \[no\].*True or False"),
+        ({"target_gradient": "no"}, r"target_gradient \['no'\].*True or False"),
         ({"condition_dropout_prob": 1.0}, r"condition_dropout_prob \[1.0\].*>= 0 and < 1"),
         ({"condition_dropout_prob": 0}, r"guidance_scale \[2.0\] must be 0 where condition_dropout_prob is 0"),
         ({"noise_schedule": "exponential", "beta_max": 0.01}, "beta_min"),

@@ -17,6 +17,7 @@ from recbole.utils import get_model, get_trainer
 
 import recbole_diffusion
 from recbole_diffusion import MODELS, registry
+from recbole_diffusion.config.keys import KEYS
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.trainer import DiffusionTrainer
 
@@ -83,22 +84,28 @@ def test_other_recbole_runs_are_left_alone():
     assert not any(key in config for key in ("num_steps", "ragged"))
 
 
-def test_the_user_stands_above_dataset_above_model_above_protocol(tmp_path, monkeypatch):
+def test_the_user_stands_above_dataset_above_model_above_what_models_share_above_protocol(tmp_path, monkeypatch):
     props = tmp_path / "props"
     (props / "dataset").mkdir(parents=True)
-    base = yaml.safe_load((ROOT / "props" / "DiffuRec.yaml").read_text())
-    (props / "protocol.yaml").write_text(
-        "{topk: [1], valid_metric: MRR@1, epochs: 1, stopping_step: 1, eval_step: 1, train_batch_size: 1}"
-    )
-    (props / "DiffuRec.yaml").write_text(
-        yaml.safe_dump({**base, "epochs": 2, "stopping_step": 2, "eval_step": 2, "train_batch_size": 2})
-    )
-    (props / "dataset" / "ml-100k.yaml").write_text("{stopping_step: 3, eval_step: 3, train_batch_size: 3}")
-    (tmp_path / "user.yaml").write_text("{eval_step: 4, train_batch_size: 4}")
+    keys = ("topk", "epochs", "stopping_step", "eval_step", "train_batch_size", "eval_batch_size", "seed")
+
+    def write(file, number):
+        """All keys but those of the files before it."""
+        path, ours = props / f"{file}.yaml", ROOT / "props" / f"{file}.yaml"
+        base = yaml.safe_load(ours.read_text()) if ours.is_file() else {}
+        base = {key: value for key, value in base.items() if key not in keys}
+        own = {key: [number] if key == "topk" else number for key in keys[number - 1 :]}
+        path.write_text(yaml.safe_dump({**base, "metrics": ["MRR"], "valid_metric": "MRR@1", **own}))
+
+    for number, file in enumerate(("protocol", "common", "diffusion", "DiffuRec", "dataset/ml-100k"), start=1):
+        write(file, number)
+    (tmp_path / "user.yaml").write_text("{eval_batch_size: 6, seed: 6}")
     monkeypatch.setattr(registry, "PROPS", props)
-    config = Config("DiffuRec", "ml-100k", [str(tmp_path / "user.yaml")], {"train_batch_size": 5})
-    found = [config[key] for key in ("topk", "epochs", "stopping_step", "eval_step", "train_batch_size")]
-    assert found == [[1], 2, 3, 4, 5]
+    config = Config("DiffuRec", "ml-100k", [str(tmp_path / "user.yaml")], {"seed": 7})
+    assert [config[key] for key in keys] == [[1], 2, 3, 4, 5, 6, 7]
+    sources = registry.value_sources(config, [str(tmp_path / "user.yaml")])
+    files = [f"props/{name}.yaml" for name in ("protocol", "common", "diffusion", "DiffuRec", "dataset/ml-100k")]
+    assert [sources[key] for key in keys] == [*files, str(tmp_path / "user.yaml"), "argument"]
 
 
 @pytest.mark.parametrize("dataset", ["ml-1m", "amazon-beauty", "amazon-toys-games", "any-other"])
@@ -151,9 +158,39 @@ def test_a_wrong_per_model_is_named(tmp_path, text):
         Config("DiffuRec", "markov-toy", config_file_list=[str(file)])
 
 
-def test_a_misspelt_key_is_warned_of():
-    with pytest.warns(UserWarning, match=r"\[num_step\].*\[num_steps\]"):
-        toy_config("DiffuRec", num_step=3)
+@pytest.mark.parametrize("model", ["DiffuRec", "SASRec", "Pop", "FM"])
+@pytest.mark.parametrize(
+    "key, near",
+    [
+        ("batch_size", r"did you mean train_batch_size or eval_batch_size\?"),
+        ("lr", r"did you mean learning_rate\?"),
+        ("learning_rat", r"did you mean learning_rate\?"),
+        ("max_item_list_length", "did you mean MAX_ITEM_LIST_LENGTH or"),
+        ("foo", r"\. Keys that nothing reads"),
+    ],
+)
+def test_a_key_that_nothing_reads_ends_a_run_and_is_warned_of_in_recboles_own_scripts(model, key, near):
+    said = {key: 3, "train_neg_sample_args": None}
+    with pytest.raises(ValueError, match=rf"^{key} \[3\] is unknown.*{near}"):
+        build_config(model, "markov-toy", None, said)
+    with pytest.warns(UserWarning, match=rf"{key} \[3\] is unknown.*{near}"):
+        assert Config(model, "markov-toy", config_dict=said)[key] == 3
+    assert build_config(model, "markov-toy", None, {**said, "allow_unknown_keys": True})[key] == 3
+
+
+def test_a_key_that_other_models_read_is_warned_of():
+    with pytest.warns(UserWarning, match=r"num_steps \[3\] has no effect on SASRec"):
+        toy_config("SASRec", num_steps=3)
+    with pytest.warns(
+        UserWarning, match=r"dropout \[0.3\] has no effect on DiffuRec: did you mean hidden_dropout_prob"
+    ):
+        toy_config("DiffuRec", dropout=0.3)
+
+
+def test_what_a_model_reads_is_not_warned_of(recwarn):
+    toy_config("DiffuRec", num_steps=3, alias_of_item_id=["item_id"], encoding="utf-8", limit_train_batches=1)
+    toy_config("SASRec", hidden_size=8, hidden_dropout_prob=0.1, lr_scheduler={"name": "constant"}, dataset="x")
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
 @pytest.mark.parametrize("name, near", [("diffurec", "DiffuRec"), ("DifuRecSys", "DiffuRecSys"), ("sasrec", "SASRec")])
@@ -181,7 +218,7 @@ def test_adding_a_model_is_one_file_one_yaml_one_line(tmp_path, monkeypatch):
     )
     props = tmp_path / "props"
     props.mkdir()
-    for name in ("protocol", "DiffuRec"):
+    for name in ("protocol", "common", "diffusion", "DiffuRec"):
         text = (ROOT / "props" / f"{name}.yaml").read_text()
         (props / f"{name.replace('DiffuRec', 'NewModel')}.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -242,7 +279,17 @@ def test_every_model_file_is_registered_and_has_its_props():
         assert (registry.PROPS / f"{name}.yaml").is_file()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "props").glob("*Rec*.yaml")), ids=lambda path: path.stem)
+PROPS_FILES = sorted(path for path in (ROOT / "props").glob("*.yaml") if path.stem not in ("protocol", "quick_start"))
+
+
+def test_shared_props_hold_no_key_that_a_model_does_not_read_and_no_model_repeats_them():
+    shared = {name: registry.read_yaml(ROOT / "props" / f"{name}.yaml") for name in ("common", "diffusion")}
+    assert not shared["common"].keys() & shared["diffusion"].keys()
+    assert "num_steps" not in shared["common"] and "sampler" not in shared["common"]
+    assert "sampler" not in build_config("CDDRec", "markov-toy")
+
+
+@pytest.mark.parametrize("path", PROPS_FILES, ids=lambda path: path.stem)
 def test_every_key_of_a_props_file_is_commented_and_read(path):
     source = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py"))
     recbole_keys = {key for keys in Config("SASRec", "ml-100k", config_dict={"train_neg_sample_args": None}).parameters.values() for key in keys}  # fmt: skip  # noqa: E501
@@ -250,6 +297,7 @@ def test_every_key_of_a_props_file_is_commented_and_read(path):
     for line in path.read_text().splitlines():
         if match := re.match(r"(\w+):", line):
             assert "#" in line, f"{path.name}: {match[1]} has no comment"
+            assert match[1] in KEYS, f"{path.name}: {match[1]} is not in the table of keys"
             assert match[1] in recbole_keys or f'"{match[1]}"' in source, f"{path.name}: nothing reads {match[1]}"
 
 

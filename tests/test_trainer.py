@@ -104,7 +104,7 @@ def test_validation_alone_takes_fewer_steps():
     trainer.evaluate(it.valid, load_best_model=False)
     predict_start.remove()
     assert len(steps) - few == 3 * few and few == 2 * len(it.valid)
-    with pytest.raises(ValueError, match=r"valid_sampling_steps \[7\] must be an integer >= 1 and < 7"):
+    with pytest.raises(ValueError, match=r"valid_sampling_steps \[7\] must be at most num_steps \[6\]"):
         toy("DiffuRec", valid_sampling_steps=7, num_steps=6)
 
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+from recbole_diffusion.config.keys import ALIASES, KEYS, RUN
+from recbole_diffusion.config.kinds import Key
 
-def check_choice(config: Mapping[str, Any], key: str, allowed) -> None:
+
+def check_keys(config: Mapping[str, Any], run_only: bool = False) -> None:
+    """Raise ValueError for a key whose value the table does not allow.
+
+    With ``run_only`` the keys of models are passed over: a model of RecBole's may mean something else by their names.
+    """
+    for name, key in KEYS.items():
+        if name in config and (name in RUN or not run_only):
+            key.check(config[name])
+
+
+def check_choice(config: Mapping[str, Any], key: str, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the key's value is one of ``allowed``."""
-    if config[key] not in list(allowed):
-        raise ValueError(f"{key} [{config[key]}] is unknown: choose one of {', '.join(map(str, allowed))}.")
+    Key(key, "", "choice", choices=tuple(allowed)).check(config[key])
 
 
-def check_flags(config: Mapping[str, Any], *keys: str) -> None:
-    """Raise ValueError unless the value of each key is True or False."""
-    for key in keys:
-        if not isinstance(config[key], bool):
-            raise ValueError(f"{key} [{config[key]}] must be True or False.")
+def check_number(config: Mapping[str, Any], key: str, kind: type, low: float, below: float | None = None) -> None:
+    """Raise ValueError unless the key's value is of a kind (Integral or Real), finite, and low <= value < below."""
+    Key(key, "", "integer" if kind is Integral else "number", low=low, below=below).check(config[key])
 
 
-def check_number(config: Mapping[str, Any], key: str, kind, low: float, below: float | None = None) -> None:
-    """Raise ValueError unless the key's value is of a kind (Integral or Real) and low <= value < below."""
-    value = config[key]
-    if not isinstance(value, kind) or isinstance(value, bool) or value < low or (below is not None and value >= below):
-        limit = f">= {low}" + (f" and < {below}" if below is not None else "")
-        raise ValueError(f"{key} [{value}] must be {'an integer' if kind is Integral else 'a number'} {limit}.")
+def near_keys(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known keys that may be meant by a name: the one of another program, another case, near spellings."""
+    lower = {key.lower(): key for key in sorted(known)}
+    meant = [key.lower() for key, aliases in ALIASES.items() if name.lower() in aliases]
+    names = [*meant, name.lower(), *difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.75)]
+    return list(dict.fromkeys(lower[key] for key in names if key in lower))[:3]

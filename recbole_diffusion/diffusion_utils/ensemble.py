@@ -21,7 +21,7 @@ def resolve_seeds(inference_seeds: int | Sequence[int]) -> list[int]:
         return list(range(check_int("inference_seeds", inference_seeds, 1)))
     seeds = [check_int("inference_seeds", seed, 0, MAX_SEED) for seed in inference_seeds]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"inference_seeds={inference_seeds!r} is not allowed: at least one seed, each given once")
+        raise ValueError(f"inference_seeds [{inference_seeds}] must be at least one seed, each given once.")
     return seeds
 
 
@@ -50,7 +50,7 @@ class SeedNoise:
         """
         batch_size, rest = divmod(len(x), len(self.generators))
         if rest:
-            raise ValueError(f"a batch of {len(x)} rows is not allowed: a multiple of {len(self.generators)} seeds")
+            raise ValueError(f"rows [{len(x)}] must be a multiple of the {len(self.generators)} seeds.")
         return expand_seeds(self.draw(*x.shape[1:], device=x.device, dtype=x.dtype), batch_size)
 
 
@@ -84,7 +84,7 @@ def seed_average(
         part = seeds[first : first + chunk]
         scores = score_fn(part).float()
         if len(scores) != len(part):
-            raise ValueError(f"scores of shape {tuple(scores.shape)} are not allowed: {len(part)} seeds come first")
+            raise ValueError(f"scores of the shape [{tuple(scores.shape)}] must have the {len(part)} seeds first.")
         part_total = scores[0] if len(part) == 1 else scores.sum(0)
         if return_std:
             # Squares about each part's own mean, then between the means: no cancellation (Chan et al. 1979).

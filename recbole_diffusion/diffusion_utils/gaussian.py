@@ -33,7 +33,7 @@ class GaussianDiffusion(nn.Module):
         super().__init__()
         betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"betas={betas} is not allowed: a vector of numbers between 0 and 1, both excluded")
+            raise ValueError(f"betas [{betas.tolist()}] must be a vector of numbers > 0 and < 1.")
         self.num_steps = len(betas)
         # By logarithms, 1 - abar keeps its digits where abar itself rounds to 1.
         self._log_alphas_cumprod = log_abar = torch.log1p(-betas).cumsum(0)

@@ -21,7 +21,7 @@ def drop_condition(cond: Tensor, null: Tensor, p: float, generator: torch.Genera
     Raises ValueError unless 0 <= p <= 1.
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"p={p!r} is not allowed: a probability from 0 to 1")
+        raise ValueError(f"p [{p!r}] must be a number from 0 to 1.")
     device = cond.device if generator is None else generator.device
     dropped = torch.rand(cond.shape[0], generator=generator, device=device).to(cond.device) < p
     return torch.where(dropped.view(-1, *[1] * (cond.ndim - 1)), null, cond)

@@ -91,7 +91,7 @@ def sample(
     if draw_noise is None:
         draw_noise = _generator_noise(generator)
     elif generator is not None:
-        raise ValueError("generator and draw_noise are both given; allowed: one of them")
+        raise ValueError("generator and draw_noise must not be given both.")
     if method == "one_step":
         return sample_one_step(diffusion, predict_start_fn, x_T)
     steps = strided_steps(diffusion.num_steps, num_steps)
@@ -106,10 +106,10 @@ def check_sampling(total: int, method: str = "ddpm", num_steps: int | None = Non
     The messages name the configuration's keys: `sampler` (method), `sampling_steps` (num_steps), `ddim_eta` (eta).
     """
     if method not in METHODS:
-        raise ValueError(f"sampler={method!r} is unknown; allowed: {', '.join(METHODS)}")
+        raise ValueError(f"sampler [{method}] is unknown: choose one of {', '.join(METHODS)}.")
     strided_steps(total, num_steps)
     if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
-        raise ValueError(f"ddim_eta={eta!r} is not allowed: a number from 0 to 1")
+        raise ValueError(f"ddim_eta [{eta!r}] must be a number from 0 to 1.")
 
 
 def strided_steps(total: int, num: int | None = None) -> list[int]:

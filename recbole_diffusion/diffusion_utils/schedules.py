@@ -17,9 +17,9 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> 
     """Betas evenly from `beta_start` to `beta_end`, both inside (0, 1) (Ho et al. 2020, section 4)."""
     for key, value in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not (_is_real(value) and 0 < value < 1):
-            raise ValueError(f"{key}={value!r} is not allowed: a number between 0 and 1, both excluded")
+            raise ValueError(f"{key} [{value!r}] must be a number > 0 and < 1.")
     if beta_start > beta_end:
-        raise ValueError(f"beta_start={beta_start!r} is not allowed: at most beta_end={beta_end!r}")
+        raise ValueError(f"beta_start [{beta_start}] must be at most beta_end [{beta_end}].")
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64, device="cpu")
 
 
@@ -52,9 +52,9 @@ def exponential(num_steps: int, beta_min: float = 0.1, beta_max: float = 10.0) -
     """beta_i = 1 - exp(-bmin / T - (bmax - bmin) x_i / (2 T^2)), x evenly from 1 to 2T + 1 (DreamRec's public code)."""
     for key, value in (("beta_min", beta_min), ("beta_max", beta_max)):
         if not (_is_real(value) and 0 < value < math.inf):
-            raise ValueError(f"{key}={value!r} is not allowed: a number above 0")
+            raise ValueError(f"{key} [{value!r}] must be a number > 0.")
     if beta_min > beta_max:
-        raise ValueError(f"beta_min={beta_min!r} is not allowed: at most beta_max={beta_max!r}")
+        raise ValueError(f"beta_min [{beta_min}] must be at most beta_max [{beta_max}].")
     x = torch.linspace(1, 2 * num_steps + 1, num_steps, dtype=torch.float64, device="cpu")
     exponent = beta_min / num_steps + (beta_max - beta_min) * x / (2 * num_steps**2)
     return (1 - (-exponent).exp()).clamp(max=MAX_BETA)
@@ -78,13 +78,13 @@ def get_betas(name: str, num_steps: int, **kwargs: float) -> Tensor:
     out of range.
     """
     if name not in list(SCHEDULES):
-        raise ValueError(f"noise_schedule={name!r} is unknown; allowed: {', '.join(SCHEDULES)}")
+        raise ValueError(f"noise_schedule [{name}] is unknown: choose one of {', '.join(SCHEDULES)}.")
     num_steps = check_int("num_steps", num_steps, 1)
     taken = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
     for key, value in kwargs.items():
         if key not in taken:
-            allowed = f"only {' and '.join(taken)}" if taken else "no keyword"
-            raise ValueError(f"{key}={value!r} is not allowed: noise_schedule={name!r} takes {allowed}")
+            allowed = f"choose one of {', '.join(taken)}" if taken else "it takes no keyword"
+            raise ValueError(f"{key} [{value}] is unknown to the noise_schedule {name}: {allowed}.")
     return SCHEDULES[name](num_steps, **kwargs)
 
 
@@ -92,7 +92,7 @@ def check_int(key: str, value: object, low: int, high: int | None = None) -> int
     """Return `value` as an int inside [low, high], or raise a ValueError that names `key`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < low or (high is not None and value > high):
         allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-        raise ValueError(f"{key}={value!r} is not allowed: {allowed}")
+        raise ValueError(f"{key} [{value!r}] must be {allowed}.")
     return int(value)
 
 

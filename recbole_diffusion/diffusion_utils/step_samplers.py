@@ -51,7 +51,7 @@ class LossAwareStepSampler(nn.Module):
         self.num_steps = check_int("num_steps", num_steps, 1)
         self.history_per_step = check_int("history_per_step", history_per_step, 1)
         if not 0 <= uniform_prob <= 1:
-            raise ValueError(f"uniform_prob={uniform_prob!r} is not allowed: a probability from 0 to 1")
+            raise ValueError(f"uniform_prob [{uniform_prob!r}] must be a number from 0 to 1.")
         self.uniform_prob = uniform_prob
         self.register_buffer("history", torch.zeros(num_steps, history_per_step))
         self.register_buffer("counts", torch.zeros(num_steps, dtype=torch.long))
@@ -94,5 +94,5 @@ STEP_SAMPLERS = {"uniform": UniformStepSampler, "loss_aware": LossAwareStepSampl
 def get_step_sampler(name: str, num_steps: int) -> UniformStepSampler | LossAwareStepSampler:
     """Return the step sampler `name`: `uniform` or `loss_aware`. Raises ValueError on any other."""
     if name not in list(STEP_SAMPLERS):
-        raise ValueError(f"step_sampler={name!r} is unknown; allowed: {', '.join(STEP_SAMPLERS)}")
+        raise ValueError(f"step_sampler [{name}] is unknown: choose one of {', '.join(STEP_SAMPLERS)}.")
     return STEP_SAMPLERS[name](num_steps)

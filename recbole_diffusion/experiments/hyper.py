@@ -28,6 +28,7 @@ from recbole.utils import dict2str
 
 from recbole_diffusion.compat import versions
 from recbole_diffusion.config.checks import check_choice, check_number
+from recbole_diffusion.config.keys import MACHINE_KEYS
 from recbole_diffusion.experiments.runs import own_process_state, told
 from recbole_diffusion.protocols import PROTOCOLS
 from recbole_diffusion.quick_start import build_config, objective_function, prepare_data
@@ -41,8 +42,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 ALGORITHMS = ("exhaustive", "random", "bayes")
 # The search itself says where a trial keeps its state, and whether it resumes.
 OWN_KEYS = ("checkpoint_dir", "resume")
-# What does not change a trial's result, and so may differ when a search continues.
-FREE_TO_CHANGE = {"show_progress", "state", "verbose", "gpu_id", "use_gpu", "worker", "data_path"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def search(
         "algo": options.get("algo"),
         "num_samples": options.get("num_samples"),
         "grace_period": options.get("grace_period"),
-        "parameters": {key: value for key, value in fixed.items() if key not in FREE_TO_CHANGE},
+        "parameters": {key: value for key, value in fixed.items() if key not in MACHINE_KEYS},
     }
     _check_same_search(output, settings)
     data_path = Path(config["data_path"]).absolute()

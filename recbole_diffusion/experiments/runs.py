@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from recbole.config import Config
 
-from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.config.settings import settings
 
 
 @contextlib.contextmanager
@@ -28,17 +28,7 @@ def own_process_state() -> Iterator[None]:
 
 def plain_config(config: Config) -> dict[str, Any]:
     """What a Config says of the result, as JSON's values: no paths, no device."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        return getattr(value, "name", str(value))  # RecBole's enums
-
-    return {key: plain(value) for key, value in config.final_config_dict.items() if key not in MACHINE_KEYS}
+    return settings(config)
 
 
 def write_whole(path: Path, text: str) -> None:

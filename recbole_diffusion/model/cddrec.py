@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from numbers import Real
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffusion.config.checks import check_choice, check_flags, check_number
 from recbole_diffusion.data.negatives import UnseenItems
 from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise
@@ -35,6 +31,7 @@ class CDDRec(DiffusionRecommender):
     """
 
     dataset_class = UserSequenceDataset
+    shared_props = ("common",)  # its chain is no sampler's: it has the keys of the diffusion itself
     random_inference = False
 
     def __init__(self, config, dataset):
@@ -53,16 +50,6 @@ class CDDRec(DiffusionRecommender):
         self.register_buffer("kl_variance", torch.cat([first, variance[1:]]), persistent=False)
         self.register_buffer("steps", torch.arange(len(variance)), persistent=False)
         self.apply(self._init_weights)
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        super().check_config(config)
-        check_choice(config, "divergence", ("dot", "kl"))
-        check_choice(config, "augmentation", AUGMENTATIONS)
-        check_number(config, "augmentation_ratio", Real, 0, 1)
-        check_number(config, "lambda_contrastive", Real, 0)
-        check_number(config, "temperature", Real, 1e-3)
-        check_flags(config, "sample_target", "sample_preference")
 
     # ------------------------------------------------------------------ diffuser, encoder, decoder (3.1 to 3.3)
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Real
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from recbole_diffusion.config.checks import check_flags, check_number
 from recbole_diffusion.modules.approximator import ApproximatorRecommender
 from recbole_diffusion.modules.layers import MultiHeadAttention, TransformerEncoder, transformer_block
 from recbole_diffusion.modules.ragged import TokenLayout
@@ -31,12 +26,6 @@ class DiffuRecSys(ApproximatorRecommender):
         self.cross_attention = config["cross_attention"]
         self.offset_noise = config["offset_noise"]
         super().__init__(config, dataset)
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        super().check_config(config)
-        check_flags(config, "cross_attention")
-        check_number(config, "offset_noise", Real, 0)
 
     def build_approximator(self, config) -> nn.Module:
         """The transformer of Eq. 14, with cross-attention in every block (Eq. 16) or without."""

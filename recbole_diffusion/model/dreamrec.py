@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from recbole_diffusion.config.checks import check_flags
 from recbole_diffusion.diffusion_utils import drop_condition
 from recbole_diffusion.modules.guided import GuidedRecommender
 
@@ -30,11 +26,6 @@ class DreamRec(GuidedRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.target_gradient = config["target_gradient"]
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        super().check_config(config)
-        check_flags(config, "target_gradient")
 
     def calculate_loss(self, interaction) -> Tensor:
         """Mean over the batch of ||x_0 - f(x_t, c, t)||^2 (Algorithm 1; Eq. 14 without its weight).

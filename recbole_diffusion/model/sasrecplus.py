@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
-from recbole_diffusion.config.checks import check_flags
 from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.modules.layers import CausalEncoder
 from recbole_diffusion.modules.ragged import next_items, real_positions
@@ -29,11 +25,6 @@ class SASRecPlus(SequenceRecommender):
         super().__init__(config, dataset)
         self.encoder = CausalEncoder(config)
         self.apply(self._init_weights)
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        super().check_config(config)
-        check_flags(config, "norm_first", "use_position_embedding")
 
     def calculate_loss(self, interaction) -> Tensor:
         """Mean over all real positions of the batch of the cross-entropy against the next item."""

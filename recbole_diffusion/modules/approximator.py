@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Real
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from recbole_diffusion.config.checks import check_flags, check_number
 from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.layers import StepEmbedding
 from recbole_diffusion.modules.ragged import TokenLayout
@@ -37,12 +32,6 @@ class ApproximatorRecommender(DiffusionRecommender):
         self.output_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
         self.output_dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.apply(self._init_weights)
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any]) -> None:
-        super().check_config(config)
-        check_number(config, "lambda_uncertainty", Real, 0)
-        check_flags(config, "noise_x_start", "use_position_embedding")
 
     def build_approximator(self, config) -> nn.Module:
         """Make the network of Eq. 14."""

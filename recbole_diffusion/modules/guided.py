@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffusion.config.checks import check_choice, check_flags, check_number
 from recbole_diffusion.diffusion_utils import SeedNoise, guided_start
 from recbole_diffusion.modules.layers import CausalEncoder, StepEmbedding
 from recbole_diffusion.modules.recommender import DiffusionRecommender
-
-DENOISERS = ("mlp1", "mlp2")
 
 
 class GuidedRecommender(DiffusionRecommender):
@@ -40,10 +36,6 @@ class GuidedRecommender(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        check_choice(config, "denoiser", DENOISERS)
-        check_number(config, "guidance_scale", Real, 0)
-        check_number(config, "embedding_std", Real, 0)
-        check_flags(config, "fused_denoiser")
         if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
             raise ValueError(
                 f"guidance_scale [{config['guidance_scale']}] must be 0 where condition_dropout_prob is 0: guidance "

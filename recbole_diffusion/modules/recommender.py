@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_diffusion.config.checks import check_choice, check_flags, check_number
 from recbole_diffusion.diffusion_utils import (
     GaussianDiffusion,
     SeedNoise,
@@ -23,16 +21,12 @@ from recbole_diffusion.diffusion_utils import (
     sample,
     seed_average,
 )
-from recbole_diffusion.modules.layers import ACTIVATIONS
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 from recbole_diffusion.modules.ragged import TokenLayout
 from recbole_diffusion.modules.ranking import topk
-from recbole_diffusion.modules.seen import SEEN_ITEMS, Seen, SeenItems, without_targets
+from recbole_diffusion.modules.seen import Seen, SeenItems, without_targets
 
 STEP_BUCKETS = 8
-ITEM_LOSSES = ("full", "sampled")
-INFERENCE = ("reverse", "one_step")
-INITIALIZERS = ("normal", "xavier", "torch")
 BETA_RANGES = {"linear": ("beta_start", "beta_end"), "exponential": ("beta_min", "beta_max")}
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +40,7 @@ class SequenceRecommender(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     dataset_class: type | None = None  # a RecBole dataset of its own, where the model trains on other rows
+    shared_props: tuple[str, ...] = ("common",)  # files of default parameters below the model's own
     random_inference = False  # whether inference draws, so that inference_seeds reaches the scores
 
     def __init__(self, config, dataset):
@@ -69,36 +64,19 @@ class SequenceRecommender(SequentialRecommender):
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming key, value and what is allowed, for what no model here can run with."""
+        """Raise ValueError, naming key, value and what is allowed, where keys do not fit each other.
+
+        What each may hold by itself has been checked before, by the table of keys.
+        """
         if config.get("train_neg_sample_args") not in (None, "None"):
             raise ValueError(
                 f"train_neg_sample_args [{config['train_neg_sample_args']}] must be null for {cls.__name__}: "
                 "its loss needs no sampled negatives from the data loader."
             )
-        for key in ("hidden_size", "n_layers", "n_heads", "inner_size", "MAX_ITEM_LIST_LENGTH"):
-            check_number(config, key, Integral, 1)
-        for key in config:
-            if key.endswith("dropout_prob"):
-                check_number(config, key, Real, 0, 1)
-        check_number(config, "initializer_range", Real, 0)
-        check_number(config, "layer_norm_eps", Real, 0)
         if config["hidden_size"] % config["n_heads"]:
             raise ValueError(
                 f"hidden_size [{config['hidden_size']}] must be a multiple of n_heads [{config['n_heads']}]."
             )
-        check_choice(config, "hidden_act", ACTIVATIONS)
-        check_flags(config, "ragged")
-        check_number(config, "logits_chunk", Integral, 1)
-        if config.get("amp_dtype") is not None:
-            check_choice(config, "amp_dtype", AMP_DTYPES)
-        if "n_sampled_items" in config:
-            check_choice(config, "item_loss", ITEM_LOSSES)
-            check_number(config, "n_sampled_items", Integral, 1)
-        check_choice(config, "initializer", INITIALIZERS)
-        check_choice(config, "seen_items", SEEN_ITEMS)
-        check_number(config, "seen_buckets", Integral, 1)
-        if "inference_seeds" in config:
-            resolve_seeds(config["inference_seeds"])
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as RecBole's models do (normal), by Glorot and Bengio 2010 (xavier), or as PyTorch does (torch).
@@ -245,6 +223,7 @@ class DiffusionRecommender(SequenceRecommender):
     """
 
     random_inference = True
+    shared_props = ("common", "diffusion")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -259,19 +238,15 @@ class DiffusionRecommender(SequenceRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        check_number(config, "num_steps", Integral, 1)
-        check_choice(config, "inference", INFERENCE)
         betas_from_config(config)
         for schedule, keys in BETA_RANGES.items():  # also where noise_schedule is another
             if all(key in config for key in keys):
                 betas_from_config({**config, "noise_schedule": schedule})
-        if "step_sampler" in config:
-            get_step_sampler(config["step_sampler"], config["num_steps"])
         if "sampling_steps" in config:
-            check_choice(config, "sampler", ("ddpm", "ddim"))
             check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
-        if config.get("valid_sampling_steps") is not None:
-            check_number(config, "valid_sampling_steps", Integral, 1, config["num_steps"] + 1)
+        steps = config.get("valid_sampling_steps")
+        if steps is not None and steps > config["num_steps"]:
+            raise ValueError(f"valid_sampling_steps [{steps}] must be at most num_steps [{config['num_steps']}].")
 
     # ------------------------------------------------------------------ training
 

@@ -47,5 +47,5 @@ def test_gradients_reach_both():
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_a_probability_outside_its_range_is_refused(p):
-    with pytest.raises(ValueError, match=f"p={p} .*from 0 to 1"):
+    with pytest.raises(ValueError, match=rf"p \[{p}\] must be a number from 0 to 1\."):
         drop_condition(torch.zeros(2, 3), torch.zeros(3), p)

@@ -214,15 +214,15 @@ def test_results_keep_the_dtype(dtype):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"method": "euler"}, "sampler='euler' .*ddpm, ddim, one_step"),
-        ({"num_steps": 0}, "sampling_steps=0 .*from 1 to 20"),
-        ({"num_steps": 21}, "sampling_steps=21 .*from 1 to 20"),
-        ({"num_steps": 2.5}, "sampling_steps=2.5"),
-        ({"num_steps": True}, "sampling_steps=True"),
-        ({"eta": -0.1}, "ddim_eta=-0.1 .*from 0 to 1"),
-        ({"eta": 1.1}, "ddim_eta=1.1"),
-        ({"eta": math.nan}, "ddim_eta=nan"),
-        ({"eta": None}, "ddim_eta=None"),
+        ({"method": "euler"}, r"sampler \[euler\] is unknown: choose one of ddpm, ddim, one_step\."),
+        ({"num_steps": 0}, r"sampling_steps \[0\] must be an integer from 1 to 20\."),
+        ({"num_steps": 21}, r"sampling_steps \[21\] must be an integer from 1 to 20\."),
+        ({"num_steps": 2.5}, r"sampling_steps \[2.5\] must"),
+        ({"num_steps": True}, r"sampling_steps \[True\] must"),
+        ({"eta": -0.1}, r"ddim_eta \[-0.1\] must be a number from 0 to 1\."),
+        ({"eta": 1.1}, r"ddim_eta \[1.1\] must"),
+        ({"eta": math.nan}, r"ddim_eta \[nan\] must"),
+        ({"eta": None}, r"ddim_eta \[None\] must"),
     ],
 )
 def test_errors_name_key_value_and_what_is_allowed(kwargs, message):
