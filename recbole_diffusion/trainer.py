@@ -262,7 +262,9 @@ class DiffusionTrainer(BothProtocols, Trainer):
                 "it was, with its own learning rate and weight decay.",
                 stacklevel=2,
             )
-        self.saved_model_file = checkpoint.get("best_model_file", str(resume_file))
+        # The best checkpoint lies beside this one, also where their folder has moved.
+        best = Path(checkpoint.get("best_model_file", resume_file)).name
+        self.saved_model_file = str(Path(resume_file).with_name(best))
         self.start_epoch = checkpoint["epoch"] + 1
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from recbole.config import Config
 
 from recbole_diffusion.quick_start import build_config, prepare_data, run
@@ -38,6 +39,36 @@ def test_help_lists_the_models(tmp_path):
 
     done = script("--help", cwd=tmp_path)
     assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in MODELS)
+    assert "--help_keys" in done.stdout
+    done = script("--help_keys", cwd=tmp_path)
+    assert done.returncode == 0 and "  learning_rate: a number > 0 and <= 10\n" in done.stdout
+
+
+def test_print_config_names_the_source_of_each_value(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "epochs: 7\nseed: 3\nlearning_rate: 0.1\nper_model: {CDDRec: {n_heads: 2}, SASRec: {n_heads: 1}}\n"
+    )
+    args = ["--model=CDDRec", "--dataset=amazon-beauty", "--config_files=mine.yaml", "--learning_rate=0.2"]
+    done = script(*args, "--print_config", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
+    found = {line.split(": ")[0]: line.split("  # ")[1] for line in done.stdout.splitlines()}
+    values = yaml.safe_load(done.stdout)
+    for key, value, source in (
+        ("eval_step", 1, "RecBole"),
+        ("topk", [5, 10, 20], "props/protocol.yaml"),
+        ("ragged", True, "props/common.yaml"),
+        ("num_steps", 20, "props/CDDRec.yaml"),
+        ("item_inter_num_interval", "[5,inf)", "props/dataset/amazon-beauty.yaml"),
+        ("epochs", 7, "mine.yaml"),
+        ("n_heads", 2, "mine.yaml, per_model"),
+        ("learning_rate", 0.2, "command line"),
+        ("load_col", {"inter": ["user_id", "item_id", "timestamp"]}, "recbole_diffusion"),
+    ):
+        assert (values[key], found[key]) == (value, source), key
+    args = {"epochs": 7, "seed": 3, "n_heads": 2, "learning_rate": 0.2}
+    config = build_config("CDDRec", "amazon-beauty", None, args)
+    assert values.keys() - {"config_files"} == set(config.final_config_dict)
+    assert not list(tmp_path.glob("saved*"))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +77,8 @@ def test_help_lists_the_models(tmp_path):
         (["--model=DifuRec"], "Did you mean DiffuRec"),
         (["--epochs", "3"], "write parameters as --key=value"),
         (["--num_steps=0"], "num_steps"),
+        (["--batch_size=64"], "batch_size [64] is unknown: did you mean train_batch_size or"),
+        (["--model=SASRec", "--lr=1"], "lr [1] is unknown: did you mean learning_rate?"),
         (["--config_files=nothing.yaml"], "nothing.yaml"),
         (["--dataset=not-a-dataset"], "not-a-dataset.inter"),
         (["--resume=nothing.pth", "--limit_train_batches=1"], "nothing.pth"),
@@ -88,6 +121,31 @@ BAD = [
     ("amp_dtype", ["bf16"], "bf16"),
     ("valid_metric", "NDCG@7", "topk"),
     ("metrics", ["Recall"], "valid_metric"),
+    ("initializer_range", float("nan"), ">= 0"),
+    ("seed", -1, "from 0"),
+]
+# RecBole's own models run into these as well, and RecBole lets them pass or ends in a traceback.
+BAD_IN_ANY_RUN = [
+    ("epochs", 0, ">= 1"),
+    ("epochs", "ten", ">= 1"),
+    ("stopping_step", 0, ">= 1"),
+    ("stopping_step", 2.5, ">= 1"),
+    ("learning_rate", 1e30, "<= 10"),
+    ("learning_rate", "fast", "<= 10"),
+    ("learning_rate", float("nan"), "> 0"),
+    ("weight_decay", float("inf"), ">= 0"),
+    ("weight_decay", -0.1, ">= 0"),
+    ("train_batch_size", 0, ">= 1"),
+    ("eval_batch_size", 1.5, ">= 1"),
+    ("enable_amp", 1, "True or False"),
+    ("metric_decimal_place", -1, ">= 0"),
+    ("metrics", ["Hits", "NDCG"], "ndcg"),
+    ("topk", [0, 10], ">= 1"),
+    ("topk", "ten", ">= 1"),
+    ("clip_grad_norm", {"max_norm": float("nan")}, "> 0"),
+    ("lr_scheduler", {"name": "step", "gamma": float("inf")}, ">= 0"),
+    ("eval_args", {"order": "TO", "split": {"LS": "valid_and_test"}, "group_by": "usr"}, "user"),
+    ("show_progress", "sometimes", "True or False"),
 ]
 
 
@@ -96,6 +154,14 @@ BAD = [
 def test_a_bad_parameter_is_named_before_any_data_is_loaded(model, key, value, allowed):
     with pytest.raises(ValueError, match=key) as error:
         build_config(model, "no-such-dataset", None, {"n_heads": 4, key: value})
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize("key, value, allowed", BAD_IN_ANY_RUN, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("model", ["CDDRec", "SASRec", "BPR"])
+def test_a_bad_parameter_of_a_run_is_named_whatever_the_model(model, key, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{key}[.\w]* \[.*\] (must|is unknown: choose one of)") as error:
+        build_config(model, "no-such-dataset", None, {key: value})
     assert allowed in str(error.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from recbole.utils import init_seed
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import build_trainer, objective_function, run, train_and_test
-from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config
+from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config, run_settings
 
 from .conftest import ROOT, TINY, batch_of, toy, toy_config
 
@@ -181,6 +182,44 @@ def test_auto_takes_no_other_run(tmp_path):
     assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "epochs": 9}))
     assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "learning_rate": 0.5})) is None
     assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "resume": None})) is None
+
+
+def test_auto_goes_on_after_the_data_has_moved(tmp_path):
+    """The folder of the datasets and that of the run are moved; the loaded checkpoint still names the old ones."""
+    shutil.copytree(ROOT / "dataset", tmp_path / "old")
+    straight(tmp_path / "run", epochs=2, data_path=str(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    went_on(tmp_path, "moved", data_path=str(tmp_path / "new"))
+
+
+def test_auto_goes_on_with_a_saved_dataset(tmp_path):
+    """The loaded checkpoint has the key nulled, as RecBole unpickles what it names."""
+    saved = tmp_path / "run" / "markov-toy-SequentialDataset.pth"
+    straight(tmp_path / "run", epochs=1, save_dataset=True)
+    [file] = saved.parent.glob("*-last.pth")
+    file.unlink()
+    straight(tmp_path / "run", epochs=2, dataset_save_path=str(saved))
+    went_on(tmp_path, "run", dataset_save_path=str(saved))
+
+
+def went_on(tmp_path, folder, **overrides):
+    """Resume up to the fourth epoch and compare with the run that was not cut: the same best and last state."""
+    whole = straight(tmp_path / "whole")
+    again = straight(tmp_path / folder, resume="auto", **overrides)
+    assert again["test_result"] == whole["test_result"] and again["epochs"] == 4
+    last = [load_checkpoint(next((tmp_path / name).glob("*-last.pth"))) for name in ("whole", folder)]
+    assert last[0]["train_loss_dict"] == last[1]["train_loss_dict"]
+    assert len(list((tmp_path / folder).glob("*-last.pth"))) == 1
+
+
+def test_the_process_of_a_run_does_not_tell_it_from_another():
+    """Every process of a distributed run finds the file that the first one wrote."""
+    first, second = toy_config("DiffuRec"), toy_config("DiffuRec")
+    second["local_rank"], second["show_progress"] = 1, False
+    assert run_settings(first) == run_settings(second)
+    second["world_size"] = 2
+    assert run_settings(first) != run_settings(second)
 
 
 def test_auto_passes_over_a_broken_file(tmp_path):

@@ -98,7 +98,8 @@ class Key:
         if self.kind == "integers":
             if self.count and isinstance(value, Integral):
                 return not isinstance(value, bool) and value >= 1
-            values = value if isinstance(value, (list, tuple)) else [value]
+            # RecBole takes no tuple for its topk, our seeds may be one.
+            values = list(value) if isinstance(value, (list, tuple) if self.count else list) else [value]
             whole = all(self._is_number(item, Integral) for item in values)
             return whole and 0 < len(set(values)) == len(values)
         if self.kind == "texts":
