@@ -1,4 +1,4 @@
-"""Interaction files that are not as they should be: kept as they are, or refused in a line that names file and place."""
+"""Interaction files out of the ordinary: kept as they are, or refused in a line that names file and place."""
 
 from __future__ import annotations
 
