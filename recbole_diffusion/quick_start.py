@@ -13,8 +13,9 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
-from recbole.utils import get_model, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import EvaluatorType, get_model, get_trainer, init_logger, init_seed, set_color
 
+from recbole_diffusion.compat.atomic_files import read_header
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.config.settings import settings
 from recbole_diffusion.protocols import BothProtocols
@@ -107,6 +108,11 @@ def prepare_training(config: Config):
 
     data, train_data, valid_data, test_data = prepare_data(config)
     logger.info(data)
+    if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) >= data.item_num:
+        raise ValueError(
+            f"topk [{max(config['topk'])}] is more than the {data.item_num - 1:,} items of dataset "
+            f"[{config['dataset']}]: RecBole cannot rank so many."
+        )
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     logger.info(network)
@@ -180,14 +186,12 @@ def prepare_data(config: Config):
 
 def _check_columns(config: Config, file: Path) -> None:
     """Raise ValueError where an interaction file lacks a column that the split is made by."""
-    with file.open(encoding=config["encoding"]) as lines:
-        header = lines.readline().rstrip("\r\n").split(config["field_separator"])
-    found = [column.split(":")[0] for column in header]
+    found = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
     keys = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
     missing = [config[key] for key in keys if config[key] not in found]
     if missing:
         raise ValueError(
-            f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(header)}. "
+            f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(found)}. "
             "Name its columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
         )
 

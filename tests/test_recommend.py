@@ -14,7 +14,8 @@ from recbole.utils.case_study import full_sort_topk
 
 from recbole_diffusion import MODELS
 from recbole_diffusion.quick_start import load_data_and_model, run
-from recbole_diffusion.recommend import Recommender, main, recommend
+from recbole_diffusion.recommend import Recommender, recommend
+from recbole_diffusion.recommend.__main__ import main
 
 from .conftest import ROOT, TINY
 

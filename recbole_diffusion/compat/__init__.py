@@ -1,6 +1,9 @@
-"""What RecBole 1.2.1 needs on today's stack, and safe checkpoints. Nothing outside this folder knows of versions."""
+"""What RecBole 1.2.1 needs on today's stack, exact times and ids, and safe checkpoints.
 
-from recbole_diffusion.compat import checkpoint, versions
+Nothing outside this folder knows of versions.
+"""
+
+from recbole_diffusion.compat import atomic_files, checkpoint, timestamps, versions
 
 
 def apply() -> None:
@@ -13,4 +16,6 @@ def apply() -> None:
     versions.bridge_hyperopt()
     versions.bridge_anomaly_detection()
     versions.bridge_download()
+    atomic_files.bridge_reading()
+    timestamps.bridge_timestamps()
     checkpoint.bridge_checkpoints()

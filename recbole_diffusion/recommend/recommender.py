@@ -1,29 +1,13 @@
-"""Top-k items with scores and uncertainty for any history, also of a user never seen in training.
-
-python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --history 1193,661,914 --inference_seeds 10
-python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --input histories.jsonl --output out.jsonl
-
-A line of the input is a list of item tokens, oldest first, ``["1193", "661"]``, or an object with a ``history``, whose
-other keys are passed on, ``{"user": "u7", "history": ["1193", "661"]}``. A line of the output has ``items``, best
-first, ``scores``, ``spread`` (the standard deviation of each score over the seeds; null with less than two) and
-``unknown`` (tokens that the model does not know and left out).
-"""
+"""Top-k items with scores and uncertainty for any history, also of a user never seen in training."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
-import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -132,7 +116,7 @@ class Recommender:
         self, histories: Iterable[Sequence[str]], k: int = 10, exclude_seen: bool = False, batch_size: int | None = None
     ) -> Iterator[Recommendation]:
         """Recommend as `recommend` does, one batch at a time in constant memory."""
-        for batch in _batches(enumerate(histories), batch_size or self.batch_size):
+        for batch in batches(enumerate(histories), batch_size or self.batch_size):
             encoded = []
             for index, history in batch:
                 try:
@@ -201,7 +185,7 @@ def _padded(rows: list[list[int]], length: int) -> Tensor:
     return torch.tensor([row + [0] * (length - len(row)) for row in rows])
 
 
-def _batches(values: Iterable, size: int) -> Iterator[list]:
+def batches(values: Iterable, size: int) -> Iterator[list]:
     """Lists of ``size`` values, and of what is left."""
     values = iter(values)
     for number in count(1):
@@ -225,117 +209,3 @@ def _find_malloc_trim():
 
 
 _malloc_trim = _find_malloc_trim()
-
-
-# ------------------------------------------------------------------ the command line
-
-
-def _record(line: str) -> dict[str, Any]:
-    """One line of the input as a dictionary with a ``history``."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON ({error}).") from None
-    record = {"history": record} if isinstance(record, list) else record
-    if not isinstance(record, dict) or "history" not in record:
-        raise ValueError('it is neither a list of item tokens nor an object with a "history".')
-    return record
-
-
-def recommend_lines(
-    recommender: Recommender,
-    lines: Iterable[str],
-    k: int = 10,
-    exclude_seen: bool = False,
-    batch_size: int | None = None,
-    keep_going: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Recommend for lines of JSON, in their order and in constant memory: one dictionary a line.
-
-    Blank lines are passed over.
-
-    Raises ValueError naming the first line that cannot be used; with ``keep_going``, its dictionary says ``error``.
-    """
-    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    for batch in _batches(numbered, batch_size or recommender.batch_size):
-        records, encoded, errors = [], [], {}
-        for place, (number, line) in enumerate(batch):
-            record = {}
-            try:
-                record = _record(line)
-                encoded.append(recommender.encode(record.pop("history")))
-            except ValueError as error:
-                if not keep_going:
-                    raise ValueError(f"line {number} cannot be used: {error}") from None
-                errors[place] = {"error": str(error)}
-            records.append(record)
-        results = iter(recommender.rank(encoded, k, exclude_seen) if encoded else ())
-        for place, record in enumerate(records):
-            yield {**record, **(errors.get(place) or vars(next(results)))}
-
-
-def _dumps(record: dict[str, Any]) -> str:
-    """A line of JSON, the numbers with six significant digits: float32 holds no more."""
-    short = {key: [float(f"{value:.6g}") for value in record[key]] for key in ("scores", "spread") if record.get(key)}
-    return json.dumps({**record, **short})
-
-
-def _seeds(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # which is then said to be wrong
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_diffusion.recommend",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--model_file", required=True, help="a checkpoint")
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--history", help="item tokens, oldest first, separated by commas")
-    given.add_argument("--input", help="a file with one history a line (JSON)")
-    add("--output", help="the file to write, a line for each history (default: standard output)")
-    add("--topk", type=int, default=10, help="how many items (default: %(default)s)")
-    add("--exclude_seen", action="store_true", help="recommend no item of the history")
-    add(
-        "--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own, such as 10 or [1,2]"
-    )
-    add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
-    add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        for name in ("topk", "batch_size"):
-            if getattr(args, name) is not None:
-                check_number(vars(args), name, Integral, 1)
-        if args.input and not Path(args.input).exists():
-            raise FileNotFoundError(f"input [{args.input}] does not exist.")
-        if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):
-            raise ValueError(f"output [{args.output}] is the input, and would be lost: name another file.")
-        recommender, start, done = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
-        with ExitStack() as files:
-            lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
-            if args.input:
-                lines = files.enter_context(open(args.input, encoding="utf-8"))
-            out = files.enter_context(open(args.output, "w", encoding="utf-8")) if args.output else sys.stdout
-            options = (args.topk, args.exclude_seen, args.batch_size, args.keep_going)
-            for record in recommend_lines(recommender, lines, *options):
-                out.write(_dumps(record) + "\n")
-                done += 1
-        if args.output:
-            seconds = time.perf_counter() - start
-            print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

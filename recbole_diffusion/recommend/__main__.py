@@ -1,0 +1,88 @@
+"""Top-k items with scores and uncertainty for any history, also of a user never seen in training.
+
+python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --history 1193,661,914 --inference_seeds 10
+python -m recbole_diffusion.recommend --model_file saved/DiffuRec-....pth --input histories.jsonl --output out.jsonl
+
+A line of the input is a list of item tokens, oldest first, ``["1193", "661"]``, or an object with a ``history``, whose
+other keys are passed on, ``{"user": "u7", "history": ["1193", "661"]}``. A line of the output has ``items``, best
+first, ``scores``, ``spread`` (the standard deviation of each score over the seeds; null with less than two) and
+``unknown`` (tokens that the model does not know and left out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from recbole_diffusion.config.checks import check_number
+from recbole_diffusion.recommend.lines import dumps, recommend_lines
+from recbole_diffusion.recommend.recommender import Recommender
+
+
+def _seeds(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # which is then said to be wrong
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_diffusion.recommend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model_file", required=True, help="a checkpoint")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--history", help="item tokens, oldest first, separated by commas")
+    given.add_argument("--input", help="a file with one history a line (JSON)")
+    add("--output", help="the file to write, a line for each history (default: standard output)")
+    add("--topk", type=int, default=10, help="how many items (default: %(default)s)")
+    add("--exclude_seen", action="store_true", help="recommend no item of the history")
+    add(
+        "--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own, such as 10 or [1,2]"
+    )
+    add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
+    add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        for name in ("topk", "batch_size"):
+            if getattr(args, name) is not None:
+                check_number(vars(args), name, Integral, 1)
+        if args.input and not Path(args.input).exists():
+            raise FileNotFoundError(f"input [{args.input}] does not exist.")
+        if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):
+            raise ValueError(f"output [{args.output}] is the input, and would be lost: name another file.")
+        recommender, start, done = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
+        with ExitStack() as files:
+            lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
+            if args.input:
+                lines = files.enter_context(open(args.input, encoding="utf-8"))
+            out = files.enter_context(open(args.output, "w", encoding="utf-8")) if args.output else sys.stdout
+            options = (args.topk, args.exclude_seen, args.batch_size, args.keep_going)
+            for record in recommend_lines(recommender, lines, *options):
+                out.write(dumps(record) + "\n")
+                done += 1
+        if args.output:
+            seconds = time.perf_counter() - start
+            print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Histories as lines of JSON, and what is recommended for them, line by line in constant memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from recbole_diffusion.recommend.recommender import Recommender, batches
+
+
+def _record(line: str) -> dict[str, Any]:
+    """One line of the input as a dictionary with a ``history``."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error}).") from None
+    record = {"history": record} if isinstance(record, list) else record
+    if not isinstance(record, dict) or "history" not in record:
+        raise ValueError('it is neither a list of item tokens nor an object with a "history".')
+    return record
+
+
+def recommend_lines(
+    recommender: Recommender,
+    lines: Iterable[str],
+    k: int = 10,
+    exclude_seen: bool = False,
+    batch_size: int | None = None,
+    keep_going: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Recommend for lines of JSON, in their order and in constant memory: one dictionary a line.
+
+    Blank lines are passed over.
+
+    Raises ValueError naming the first line that cannot be used; with ``keep_going``, its dictionary says ``error``.
+    """
+    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for batch in batches(numbered, batch_size or recommender.batch_size):
+        records, encoded, errors = [], [], {}
+        for place, (number, line) in enumerate(batch):
+            record = {}
+            try:
+                record = _record(line)
+                encoded.append(recommender.encode(record.pop("history")))
+            except ValueError as error:
+                if not keep_going:
+                    raise ValueError(f"line {number} cannot be used: {error}") from None
+                errors[place] = {"error": str(error)}
+            records.append(record)
+        results = iter(recommender.rank(encoded, k, exclude_seen) if encoded else ())
+        for place, record in enumerate(records):
+            yield {**record, **(errors.get(place) or vars(next(results)))}
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """A line of JSON, the numbers with six significant digits: float32 holds no more."""
+    short = {key: [float(f"{value:.6g}") for value in record[key]] for key in ("scores", "spread") if record.get(key)}
+    return json.dumps({**record, **short})
