@@ -168,6 +168,9 @@ class PrefixDataset(SequentialDataset):
         train, *others = super().build()
         for part in others:
             part.brings_history = True
+        for part in (self, train, *others):
+            if isinstance(part.inter_feat, SequenceRows):  # models read float32; sorting is done
+                part.inter_feat.table = {name: _short(column) for name, column in part.inter_feat.table.items()}
         return [train, *others]
 
     def __getitem__(self, index, join: bool = True) -> Interaction:
@@ -195,6 +198,10 @@ class PrefixDataset(SequentialDataset):
 
     def _mean_count(self, field: str) -> float:
         return len(self.inter_feat) / max(1, len(np.unique(np.asarray(self.inter_feat[field]))))
+
+
+def _short(column: Tensor) -> Tensor:
+    return column.float() if column.dtype == torch.float64 else column
 
 
 # Which parts take a row of each user, of (validation, test).
