@@ -17,6 +17,6 @@ def avg_change(scores: Tensor, k: int = 40) -> Tensor:
     """
     k_here = min(k, scores.shape[-1])
     if k_here < 2:
-        raise ValueError(f"k [{k}] of {scores.shape[-1]} scores is not allowed: at least 2 of at least 2.")
+        raise ValueError(f"k [{k}] of {scores.shape[-1]} scores must be at least 2 of at least 2.")
     top = scores.topk(k_here).values
     return 100 * (top.diff().abs() / top[..., :-1].abs()).mean(-1)

@@ -64,14 +64,14 @@ def analyse(
     sections = list(SECTIONS) if sections is None else list(sections)
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown or not sections:
-        raise ValueError(f"sections [{','.join(unknown)}] is not allowed: some of {', '.join(SECTIONS)}.")
+        raise ValueError(f"sections [{','.join(unknown)}] is unknown: choose from {', '.join(SECTIONS)}.")
     if max_users < 1:
-        raise ValueError(f"max_users [{max_users}] is not allowed: a number of users >= 1.")
+        raise ValueError(f"max_users [{max_users}] must be an integer >= 1.")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed [{seed}] is not allowed: 0 to 2^32 - 1.")
+        raise ValueError(f"seed [{seed}] must be an integer from 0 to {2**32 - 1}.")
     output = Path(output)
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output [{output}] is not allowed: a folder, new or old, and this is a file.")
+        raise ValueError(f"output [{output}] must be a folder, new or old, and this is a file.")
 
     evaluation = Evaluation(model_file, max_users, seed, log_dir)
     output.mkdir(parents=True, exist_ok=True)

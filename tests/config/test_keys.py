@@ -22,6 +22,7 @@ from recbole_diffusion.diffusion_utils.step_samplers import STEP_SAMPLERS
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS
 from recbole_diffusion.modules.layers import ACTIVATIONS
 from recbole_diffusion.modules.recommender import AMP_DTYPES
+from recbole_diffusion.modules.seen import SEEN_ITEMS
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.trainer import LR_SCHEDULES
 
@@ -46,6 +47,7 @@ def test_choices_are_those_of_the_code():
         (KEYS["step_sampler"], STEP_SAMPLERS),
         (KEYS["amp_dtype"], AMP_DTYPES),
         (KEYS["augmentation"], AUGMENTATIONS),
+        (KEYS["seen_items"], SEEN_ITEMS),
         (fields["name"], LR_SCHEDULES),
     ):
         assert list(key.choices) == list(known), key.name
