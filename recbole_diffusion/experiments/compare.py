@@ -164,7 +164,8 @@ def _train(config: Config, file: Path) -> dict[str, Any]:
     """Run what ``config`` says, or go on with it, and write its JSON file; checkpoints live as long as the run."""
     folder = file.parent.parent / "saved" / file.stem
     run = run_or_resume(config, folder)
-    found = {key: run[key] for key in ("model", "dataset", "seed", "test_result", "best_valid_score", "epochs")}
+    kept = ("model", "dataset", "seed", "test_result", "test_results", "best_valid_score", "epochs")
+    found = {key: run[key] for key in kept}
     found["versions"] = {name: metadata.version(name) for name in ("recbole-diffusion", "recbole", "torch")}
     found["config"] = run["config"]
     record(file, found)

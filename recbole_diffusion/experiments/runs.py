@@ -15,6 +15,7 @@ from typing import Any
 from recbole.config import Config
 
 from recbole_diffusion.config.settings import result_settings
+from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.quick_start import find_last_state, prepare_training
 from recbole_diffusion.trainer import DiffusionTrainer
 
@@ -37,8 +38,9 @@ def run_or_resume(
     ``train_loss`` and ``seconds``. What it adds to the point is kept with the state. Past ``deadline`` (by
     ``time.monotonic``) the run stops after an epoch.
 
-    Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result``, ``best_valid_result``,
-    ``best_valid_score`` (None where no validation took place), ``epochs``, ``test_seconds``, ``config`` and ``curve``.
+    Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result`` and ``test_results`` (as ``run``'s),
+    ``best_valid_result``, ``best_valid_score`` (None where no validation took place), ``epochs``, ``seconds`` (of
+    training with its validations, all parts of a run that was cut), ``test_seconds``, ``config`` and ``curve``.
 
     Raises
     ------
@@ -54,18 +56,25 @@ def run_or_resume(
     score, valid_result = trainer.fit(train_data, valid_data, show_progress=show, callback_fn=note)
     start = time.perf_counter()
     test_result = trainer.evaluate(test_data, show_progress=show)
+    both = trainer.protocol_results if isinstance(trainer, BothProtocols) else None
     if not test_result:
         raise ValueError(f"dataset [{config['dataset']}] leaves no test data: a user needs three interactions.")
     return {
         **{key: config[key] for key in ("model", "dataset", "seed")},
-        "test_result": {name: float(value) for name, value in test_result.items()},
-        "best_valid_result": {name: float(value) for name, value in (valid_result or {}).items()},
+        "test_result": _floats(test_result),
+        "test_results": {name: _floats(metrics) for name, metrics in both.items()} if both else None,
+        "best_valid_result": _floats(valid_result or {}),
         "best_valid_score": float(score) if math.isfinite(score) else None,
         "epochs": len(trainer.train_loss_dict),
+        "seconds": curve[-1]["seconds"] if curve else None,
         "test_seconds": round(time.perf_counter() - start, 3),
         "config": result_settings(config),
         "curve": curve,
     }
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _curve_of(trainer, after_epoch, deadline: float) -> tuple[list[dict[str, Any]], Callable[[int, float], None]]:
