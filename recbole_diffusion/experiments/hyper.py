@@ -49,8 +49,9 @@ def search(
 
     Writes beside each other ``output_file`` (every trial, as RecBole's), ``<output_file>.csv`` (a table of them, with
     the test under both protocols and the seconds), ``<output_file>.yaml`` (the best parameters, for ``config_files``)
-    and what it needs to continue; called again with the same arguments, it does. A trial that ends in a ValueError, such as a loss that is not finite, counts as failed. ``display_file`` takes a plot (HTML).
-    The command line is not read.
+    and what it needs to continue; called again with the same arguments, it does. A trial that ends in a ValueError,
+    such as a loss that is not finite, counts as failed. ``display_file`` takes a plot (HTML). The command line is not
+    read.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def write_results(search: Search, trials: list[Trial], best: Trial) -> Path:
 
 
 def trial_table(trials: list[Trial]) -> pd.DataFrame:
-    """A row a trial: parameters, validation, test under both protocols, epochs, seconds, and the error of a failed one."""
+    """A row a trial: parameters, validation, test under both protocols, epochs, seconds, and its error if it failed."""
     rows = []
     for number, trial in enumerate(trials, start=1):
         row = {"trial": number, **trial["params"], "best_valid_score": trial["best_valid_score"]}
