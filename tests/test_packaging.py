@@ -28,7 +28,7 @@ def test_a_wheel_in_another_folder_finds_its_props(tmp_path):
         "import recbole_diffusion as r\nfrom recbole.config import Config\n"
         "from recbole_diffusion.registry import PROPS\n"
         f"assert r.__file__.startswith({str(target)!r}) and str(PROPS).startswith({str(target)!r}), PROPS\n"
-        "for name in r.MODELS: assert Config(name, 'ml-1m')['num_steps'] > 1\n"
+        "for name in r.MODELS: assert Config(name, 'ml-1m')['inner_size'] > 1\n"
         "assert Config('DiffuRecSys', 'amazon-beauty')['user_inter_num_interval'] == '[5,inf)'\n"
         "assert all((PROPS / 'hyper' / f'{name}.hyper').is_file() for name in r.MODELS)\n"
         "assert all((PROPS / f'{name}.yaml').is_file() for name in ('common', 'diffusion', 'quick_start'))\n"

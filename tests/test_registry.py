@@ -44,7 +44,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 def test_recbole_finds_model_and_trainer(name):
     assert get_model(name) is MODELS[name]
     assert get_trainer(MODELS[name].type, name) is DiffusionTrainer
-    assert isinstance(Config(name, "ml-100k")["num_steps"], int)
+    assert isinstance(Config(name, "ml-100k")["inner_size"], int)
 
 
 def test_recbole_quick_start_and_case_study_know_the_models():
