@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from recbole_diffusion.experiments import compare_tables as module
 from recbole_diffusion.experiments.compare import compare, main
 from recbole_diffusion.experiments.compare_tables import paired_test
-from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.experiments.runs import run_or_resume
 
 from .conftest import ROOT, TINY
 
@@ -26,19 +26,17 @@ def files(folder) -> dict[str, str]:
 
 
 def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
-    epochs, cut = [], (("DiffuRec", 2, 1),)
-    train_epoch = DiffusionTrainer._train_epoch
+    epochs, cut = [], (("DiffuRec", 2, 2),)
 
-    def interrupt(interaction):
-        raise KeyboardInterrupt
+    def watched(config, folder):
+        def note(point):
+            epochs.append((config["model"], config["seed"], point["epoch"]))
+            if epochs[-1] in cut:
+                raise KeyboardInterrupt
 
-    def watched(self, train_data, epoch_idx, *args, **kwargs):
-        epochs.append((self.config["model"], self.config["seed"], epoch_idx))
-        if epochs[-1] in cut:
-            self.model.calculate_loss = interrupt
-        return train_epoch(self, train_data, epoch_idx, *args, **kwargs)
+        return run_or_resume(config, folder, note)
 
-    monkeypatch.setattr(DiffusionTrainer, "_train_epoch", watched)
+    monkeypatch.setattr("recbole_diffusion.experiments.compare.run_or_resume", watched)
 
     def go(output):
         return compare(["DiffuRec", "SASRec"], "markov-toy", 2, config_dict=PARAMETERS, output=output)
@@ -49,7 +47,7 @@ def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypat
     trained = len(epochs)
     result = go("cut")
     # Neither a run that was done, nor an epoch that was done, is trained again.
-    assert epochs[trained:] == [("DiffuRec", 2, 1), ("SASRec", 2, 0), ("SASRec", 2, 1)]
+    assert epochs[trained:] == [("DiffuRec", 2, 2), ("SASRec", 2, 1), ("SASRec", 2, 2)]
     whole = go("whole")
     assert files(tmp_path / "cut") == files(tmp_path / "whole") and result["runs"] == whole["runs"]
     names = {f"runs/{model}-markov-toy-{seed}.json" for model in ("DiffuRec", "SASRec") for seed in (1, 2)}
