@@ -11,8 +11,8 @@ from typing import Any
 
 from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
 
+from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.experiments.compare_tables import paired_test
-from recbole_diffusion.experiments.runs import result_settings
 from recbole_diffusion.experiments.tables import markdown_table, metric_cell, paper_cell
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]

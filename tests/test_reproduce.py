@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.experiments.runs import result_settings
+from recbole_diffusion.config.settings import result_settings
 
 from .conftest import ROOT, TINY
 

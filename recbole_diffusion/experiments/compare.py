@@ -19,12 +19,12 @@ from recbole.config import Config
 
 from recbole_diffusion.cli import errors_in_one_line, parse_with_parameters
 from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.experiments.compare_tables import Runs, comparison_tables
 from recbole_diffusion.experiments.runs import (
     error_line,
     own_process_state,
     record,
-    result_settings,
     run_or_resume,
     write_atomically,
 )
