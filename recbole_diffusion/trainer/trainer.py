@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.evaluator import metric_types
 from recbole.trainer import Trainer
 from recbole.utils import get_gpu_usage, set_color
 from torch import Tensor
@@ -21,80 +20,15 @@ from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.config.checks import check_keys
-from recbole_diffusion.config.keys import KEYS
 from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
+from recbole_diffusion.trainer.checks import check_training_config
+from recbole_diffusion.trainer.learning_rate import build_lr_lambda
 
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
-
-
-def _multiplier(name: str, epochs: int, **options: Any):
-    """Learning-rate factor of an epoch (counted from 0) under a schedule, before warm-up."""
-    if name == "constant":
-        return lambda epoch: 1.0
-    if name == "step":
-        start, size, gamma = options["start_epoch"], options["step_size"], options["gamma"]
-        return lambda epoch: 1.0 if epoch < start else gamma ** (1 + (epoch - start) // size)
-    floor = options["min_factor"]
-    return lambda epoch: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1), 1.0)))
-
-
-# name -> options with their defaults; `warmup_epochs` belongs to all.
-LR_SCHEDULES: dict[str, dict[str, float]] = {
-    "constant": {},
-    "step": {"start_epoch": 100, "step_size": 100, "gamma": 0.1},
-    "cosine": {"min_factor": 0.0},
-}
-
-
-def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
-    """Return the factor on the learning rate as a function of the epoch.
-
-    ``spec`` is the config key ``lr_scheduler``: ``{name: step, start_epoch: 30, step_size: 1000, gamma: 0.1}``,
-    ``{name: cosine, min_factor: 0}`` or ``{name: constant}``; each takes ``warmup_epochs`` (linear, from 1/(n+1)).
-
-    Raises
-    ------
-    ValueError
-        Unknown name or option, or a value out of range.
-    """
-    if spec is None:
-        spec = {"name": "constant"}
-    KEYS["lr_scheduler"].check(spec)
-    if "name" not in spec:
-        raise ValueError(f"lr_scheduler [{spec}] must have a name: one of {', '.join(LR_SCHEDULES)}.")
-    options = {**LR_SCHEDULES[spec["name"]], "warmup_epochs": 0}
-    for key, value in spec.items():
-        if key != "name" and key not in options:
-            raise ValueError(
-                f"lr_scheduler.{key} [{value}] is unknown to {spec['name']}: choose one of {', '.join(options)}."
-            )
-    options.update({key: value for key, value in spec.items() if key != "name"})
-    warmup = options.pop("warmup_epochs")
-    factor = _multiplier(spec["name"], epochs, **options)
-    return lambda epoch: factor(epoch) * min(1.0, (epoch + 1) / (warmup + 1))
-
-
-def check_training_config(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a training key out of range, or for keys that do not fit each other."""
-    check_keys(config, run_only=True)
-    build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
-    clip = config.get("clip_grad_norm")
-    if clip is not None and "max_norm" not in clip:
-        raise ValueError(f"clip_grad_norm [{clip}] must have a max_norm, such as {{max_norm: 1.0}}.")
-    metrics, topk = (
-        value if isinstance(value, (list, tuple)) else [value] for value in map(config.get, ("metrics", "topk"))
-    )
-    for metric in metrics:
-        if metric is not None and metric.lower() not in metric_types:
-            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}.")
-    name, _, k = str(config.get("valid_metric")).partition("@")
-    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
-        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
 
 
 class DiffusionTrainer(BothProtocols, Trainer):
