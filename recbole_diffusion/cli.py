@@ -24,5 +24,5 @@ def errors_in_one_line() -> Iterator[None]:
     """End the program with one line, and no traceback, for what a user can mend."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
