@@ -1,10 +1,10 @@
-# The developer's day: make install, make test, make lint.
+# The developer's day: make install, make test-fast, make lint; make test is everything, as in CI.
 PYTHON ?= python
 # Installed only where no PyTorch is present yet. Any release from 2.4 on works: `make install TORCH=torch` takes the
 # newest, and a build for your CUDA installed beforehand is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: install test lint format wheel
+.PHONY: install test test-fast lint format wheel
 
 install:
 	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install "$(TORCH)"
@@ -13,6 +13,9 @@ install:
 
 test:
 	$(PYTHON) -m pytest
+
+test-fast:
+	$(PYTHON) -m pytest -m "not slow"
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -3,8 +3,10 @@
 Killed and started again with the same arguments, a search continues."""
 
 import argparse
-import re
 import shlex
+
+from recbole_diffusion.cli import errors_in_one_line, parse_with_parameters
+from recbole_diffusion.experiments.hyper import search
 
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
@@ -36,23 +38,15 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
     add("--gpus_per_trial", type=float, help="GPUs of one trial, or a share of one (default: 1 where there is a GPU)")
     add("--address", help="address of a running Ray cluster (default: start Ray on this machine)")
     add("--grace_period", type=int, help="epochs before a trial that falls behind is stopped (default: 5)")
-    args, rest = parser.parse_known_args()
-    for arg in rest:
-        if not re.match(r"--\w+=", arg):
-            parser.error(f"cannot read [{arg}]: write parameters as --key=value")
-    return args, dict(arg[2:].split("=", 1) for arg in rest)
+    return parse_with_parameters(parser)
 
 
 def main() -> None:
     args, parameters = parse_args()
-    from recbole_diffusion.experiments.hyper import search
-
     options = vars(args)
     files = options.pop("config_files").split()
-    try:
+    with errors_in_one_line():
         found = search(config_file_list=files, config_dict=parameters, **options)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
     print(f"\nBest of {len(found['trials'])} trials of {found['model']} on {found['dataset']}")
     for name, value in found["best_params"].items():

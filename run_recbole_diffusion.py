@@ -1,14 +1,16 @@
 """Train and evaluate one model, of this package or of RecBole, on one dataset."""
 
 import argparse
-import re
 import sys
+
+from recbole_diffusion import MODELS
+from recbole_diffusion.cli import errors_in_one_line, parse_with_parameters
+from recbole_diffusion.config.keys import describe_keys
+from recbole_diffusion.quick_start import build_config, describe_config, run
 
 
 def parse_args() -> argparse.Namespace:
     """Read RecBole's flags; every other ``--key=value`` stays on the command line, where RecBole's Config reads it."""
-    from recbole_diffusion import MODELS
-
     models = "\n".join(f"  {name:<12} {model.__doc__.splitlines()[0]}" for name, model in MODELS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -29,23 +31,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--group_offset", type=int, default=0, help="global rank of this machine's first process")
     parser.add_argument("--help_keys", action="store_true", help="list the keys by group, with what they may hold")
     parser.add_argument("--print_config", action="store_true", help="print every value and the file it comes from")
-    args, rest = parser.parse_known_args()
-    for arg in rest:
-        if not re.match(r"--\w+=", arg):
-            parser.error(f"cannot read [{arg}]: write parameters as --key=value")
-    return args
+    return parse_with_parameters(parser)[0]
 
 
 def main() -> None:
     args = parse_args()
     if args.help_keys:
-        from recbole_diffusion.config.keys import describe_keys
-
         print(describe_keys())
         return
-    from recbole_diffusion.quick_start import build_config, describe_config, run
-
-    try:
+    with errors_in_one_line():
         if args.print_config:
             sys.argv.remove("--print_config")  # RecBole would warn that it does not read it
             files = args.config_files.split()
@@ -61,8 +55,6 @@ def main() -> None:
             port=args.port,
             group_offset=args.group_offset,
         )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
     metrics = result["test_result"] or {}
     width = max(map(len, metrics), default=0)
     print(f"\nTest metrics of {result['model']} on {result['dataset']} ({result['epochs']} epochs)")

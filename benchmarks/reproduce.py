@@ -44,15 +44,8 @@ from manifest import (
 from recbole.config import Config
 from results_table import render
 
-from recbole_diffusion.compat.checkpoint import load_checkpoint
-from recbole_diffusion.experiments.runs import plain_config, write_whole
-from recbole_diffusion.quick_start import prepare_training
-from recbole_diffusion.trainer import DiffusionTrainer
-
-
-class Paused(Exception):
-    """The time is up; the run's state is saved."""
-
+from recbole_diffusion.cli import errors_in_one_line
+from recbole_diffusion.experiments.runs import Paused, record, run_or_resume, write_atomically
 
 # ---------------------------------------------------------------------- where a run was made
 
@@ -131,108 +124,44 @@ def locked(folder: Path) -> Iterator[int]:
         yield 0
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
-    """The points of a run so far; a line that was cut in writing ends them."""
-    points = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            points.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return points
-
-
-def find_cut(folder: Path, config: Config, curve: list[dict[str, Any]]) -> Path | None:
-    """The last state of this very run, if it was cut: same parameters, best checkpoint and curve at hand."""
-    for path in sorted(folder.glob("*-last.pth"), key=lambda file: file.stat().st_mtime, reverse=True):
-        state = load_checkpoint(path)
-        complete = len(curve) > state["epoch"] and best_file(path).is_file()
-        if complete and plain_config(state["config"]) == plain_config(config):
-            return path
-    return None
-
-
-def best_file(last: Path) -> Path:
-    """The best checkpoint beside a last state."""
-    return last.with_name(last.name.replace("-last.pth", ".pth"))
-
-
 def train(job: Job, args: argparse.Namespace, folder: Path, papers: dict) -> dict[str, Any]:
     """Train or go on training, and test: what results/runs/ holds of a run.
 
     Raises
     ------
-    Paused
-        ``args.deadline`` passed; the same call goes on from here.
-    ValueError, FileNotFoundError
-        As ``quick_start.run``.
+    Paused, ValueError, FileNotFoundError
+        As ``run_or_resume``; or the device is not there.
     """
     device = {"use_gpu": False, "gpu_id": ""} if args.device == "cpu" else {}
-    config = job_config(job, args.settings, {"data_path": args.data_path, "checkpoint_dir": str(folder), **device})
+    config = job_config(job, args.settings, {"data_path": args.data_path, **device})
     if args.device == "cuda" and config["device"].type != "cuda":
         raise ValueError("device [cuda] is not there: PyTorch sees no GPU.")
     reset_peak_memory()
-    source, curve_file = made_by(config), folder / "curve.jsonl"
-    curve = read_curve(curve_file)
-    last = find_cut(folder, config, curve)
-    if last:
-        config["resume"] = str(last)
-    else:
-        for path in folder.glob("*.pth"):
-            path.unlink()
-    trainer, train_data, valid_data, test_data = prepare_training(config)
-    if last:
-        trainer.saved_model_file = str(best_file(last))  # the folder may have moved since
-    # An epoch that was cut after its point was written is trained again.
-    curve = curve[: trainer.start_epoch]
-    write_whole(curve_file, "".join(f"{json.dumps(point)}\n" for point in curve))
-    before, start = (curve[-1]["seconds"] if curve else 0.0), time.perf_counter()
+    source = made_by(config)
 
-    def after_epoch(epoch: int, valid_score: float) -> None:
-        point = {
-            "epoch": epoch + 1,
-            "valid_score": float(valid_score),
-            "train_loss": float(trainer.train_loss_dict[epoch]),
-            "seconds": round(before + time.perf_counter() - start, 3),
-            "peak_memory": peak_memory(config["device"]),
-            "made_by": source,
-        }
-        curve.append(point)
-        with curve_file.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(point)}\n")
-        score = f"{config['valid_metric']} {valid_score:.4f}"
-        show(f"  epoch {epoch + 1}: {score}, loss {point['train_loss']:.2f}, {point['seconds']:.0f} s")
-        if time.monotonic() > args.deadline and isinstance(trainer, DiffusionTrainer):
-            trainer._save_last_checkpoint(epoch)
-            raise Paused
+    def after_epoch(point: dict[str, Any]) -> None:
+        point.update(peak_memory=peak_memory(config["device"]), made_by=source)
+        score = f"{config['valid_metric']} {point['valid_score']:.4f}"
+        show(f"  epoch {point['epoch']}: {score}, loss {point['train_loss']:.2f}, {point['seconds']:.0f} s")
 
-    best_score, best_valid = trainer.fit(train_data, valid_data, show_progress=False, callback_fn=after_epoch)
-    start = time.perf_counter()
-    test = trainer.evaluate(test_data, show_progress=False)
+    run = run_or_resume(config, folder, after_epoch, args.deadline)
+    curve, best = run["curve"], run["best_valid_score"]
+    peaks = {key: [point["peak_memory"][key] or 0 for point in curve] for key in curve[-1]["peak_memory"]}
     return {
         "name": job.row.name,
-        "model": job.row.model,
-        "dataset": job.dataset,
-        "seed": job.seed,
         "set": args.settings,
-        "test_result": {key: float(value) for key, value in test.items()},
-        "best_valid_result": {key: float(value) for key, value in best_valid.items()},
-        "epochs": len(curve),
-        "best_epoch": next(point["epoch"] for point in curve if point["valid_score"] == best_score),
+        **run,
+        "best_epoch": next(point["epoch"] for point in curve if point["valid_score"] == best),
         "seconds": curve[-1]["seconds"],
-        "test_seconds": round(time.perf_counter() - start, 3),
-        "peak_memory": {
-            key: max(point["peak_memory"][key] or 0 for point in curve) or None for key in curve[-1]["peak_memory"]
-        },
+        "peak_memory": {key: max(values) or None for key, values in peaks.items()},
         "cost_to_quality": cost_to_quality(curve, paper_values(job.row, job.dataset, papers)),
         "command": command(job, args),
-        "made_by": parts(curve),
-        "config": plain_config(config),
+        "made_by": makers(curve),
         "curve": [{key: point[key] for key in ("epoch", "valid_score", "train_loss", "seconds")} for point in curve],
     }
 
 
-def parts(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def makers(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Who trained which epochs: one entry unless the run was cut and went on elsewhere or with other code."""
     found: list[dict[str, Any]] = []
     for point in curve:
@@ -278,7 +207,7 @@ def run(job: Job, args: argparse.Namespace, papers: dict) -> str:
         if file.is_file():  # finished by another process since
             return "is done"
         result = train(job, args, folder, papers)
-        write_whole(file, json.dumps(result, indent=1) + "\n")
+        record(file, result)
         for path in folder.glob("*-last.pth"):
             path.unlink()
     metrics = result["test_result"]
@@ -335,7 +264,7 @@ def reproduce(args: argparse.Namespace) -> bool:
         jobs = [job for job in jobs if job.dataset not in left_out]
 
     def write_page() -> None:
-        write_whole(args.results / "README.md", render(manifest, args.results, papers))
+        write_atomically(args.results / "README.md", render(manifest, args.results, papers))
 
     failed = []
     for number, job in enumerate([] if args.render_only else jobs, start=1):
@@ -363,10 +292,8 @@ def reproduce(args: argparse.Namespace) -> bool:
 
 def main() -> None:
     start, args = time.monotonic(), parse_args()
-    try:
+    with errors_in_one_line():
         done = reproduce(args)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
     show(f"{args.results / 'README.md'} written, {timedelta(seconds=round(time.monotonic() - start))}")
     sys.exit(0 if done else 1)
 

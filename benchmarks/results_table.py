@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
 
-from recbole_diffusion.experiments.compare import paired_test
-from recbole_diffusion.experiments.runs import plain_config
+from recbole_diffusion.config.settings import result_settings
+from recbole_diffusion.experiments.compare_tables import paired_test
+from recbole_diffusion.experiments.tables import markdown_table, metric_cell, paper_cell
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]
 NOT_RUN = "not run"
@@ -36,14 +37,14 @@ def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
     """The page, for the runs under ``results``."""
     found = load_runs(results)
     known = {(row.name, dataset) for row in manifest.runs for dataset in manifest.datasets}
-    strange = sorted({f"{run['name']} on {run['dataset']}" for key in found.keys() - known for run in found[key]})
+    unlisted = sorted({f"{run['name']} on {run['dataset']}" for key in found.keys() - known for run in found[key]})
     wanted = len(known) * len(manifest.seeds)
     done = sum(len(found.get(key, ())) for key in known)
     page = [HEAD, f"{done} of {wanted} runs are done.\n"]
     if any(run["set"] for runs in found.values() for run in runs):
         page.append("**These are trials, not results: they were made with `--set`, and do not count.**\n")
-    if strange:
-        page.append(f"Not in the manifest, and left out: {', '.join(strange)}.\n")
+    if unlisted:
+        page.append(f"Not in the manifest, and left out: {', '.join(unlisted)}.\n")
     for dataset in manifest.datasets:
         runs = {row.name: found.get((row.name, dataset), []) for row in manifest.runs}
         page += [f"## {dataset}\n", metric_table(manifest, dataset, runs, papers)]
@@ -70,24 +71,12 @@ def metric_of(run: Mapping[str, Any], metric: str) -> float:
     return run["test_result"][metric.lower().replace("hr@", "hit@")]
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """``mean ± std (n)``, without a spread for one value."""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread} ({len(values)})"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], papers: Mapping) -> str:
     """Ours, the paper's and the difference, with epochs, seconds and device."""
     lines, changes = [], []
     for row in manifest.runs:
         own, paper = runs[row.name], paper_values(row, dataset, papers)
-        cells = [mean_and_spread([metric_of(run, metric) for run in own]) if own else NOT_RUN for metric in METRICS]
+        cells = [measured_cell(own, metric) for metric in METRICS]
         changed = changed_keys(row, dataset, own)
         if changed:
             changes.append(f"- {row.name}: {', '.join(changed)}\n")
@@ -95,12 +84,19 @@ def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], pap
         if not paper:
             continue
         source = f"{manifest.papers.get(row.paper['paper'], row.paper['paper'])}, {row.paper['table']}"
-        lines.append([source, *(paper_cell(paper.get(metric)) for metric in METRICS), "", "", ""])
+        lines.append(
+            [source, *(paper_cell(*paper[metric]) if metric in paper else "" for metric in METRICS), "", "", ""]
+        )
         differences = [difference_cell(own, metric, paper.get(metric)) for metric in METRICS]
         lines.append(["difference", *differences, "", "", ""])
     head = ["", *METRICS, "epochs (best)", "seconds", "device"]
     mark = "\n† Run with other parameters than are the defaults now; delete its files in `runs/` to run it again:\n\n"
-    return table(head, lines) + (mark + "".join(changes) if changes else "")
+    return markdown_table(head, lines) + (mark + "".join(changes) if changes else "")
+
+
+def measured_cell(runs: list[dict[str, Any]], metric: str) -> str:
+    """Mean, spread and number of seeds."""
+    return f"{metric_cell([metric_of(run, metric) for run in runs])} ({len(runs)})" if runs else NOT_RUN
 
 
 def effort(runs: list[dict[str, Any]]) -> list[str]:
@@ -108,21 +104,14 @@ def effort(runs: list[dict[str, Any]]) -> list[str]:
     if not runs:
         return [NOT_RUN] * 3
     epochs, best, seconds = (statistics.fmean(run[key] for run in runs) for key in ("epochs", "best_epoch", "seconds"))
-    devices = {where(part) for run in runs for part in run["made_by"]}
+    devices = {device_label(part) for run in runs for part in run["made_by"]}
     return [f"{epochs:.0f} ({best:.0f})", f"{seconds:,.0f}", "; ".join(sorted(devices))]
 
 
-def where(part: Mapping[str, Any]) -> str:
+def device_label(part: Mapping[str, Any]) -> str:
     """The device, a CPU with the number of its threads."""
     count = part["threads"]
     return part["device"] + (f", {count} thread{'s' * (count > 1)}" if part["device_type"] == "cpu" else "")
-
-
-def paper_cell(value: tuple[float, float | None] | None) -> str:
-    """The paper's value with its spread, where it gives one."""
-    if value is None:
-        return ""
-    return f"{value[0]:.4f}" + (f" ± {value[1]:.4f}" if value[1] is not None else "")
 
 
 def difference_cell(runs: list[dict[str, Any]], metric: str, value: tuple[float, float | None] | None) -> str:
@@ -140,7 +129,7 @@ def changed_keys(row: Row, dataset: str, runs: list[dict[str, Any]]) -> list[str
     changed = set()
     for run in runs:
         try:
-            now = plain_config(job_config(Job(row, dataset, run["seed"]), run["set"]))
+            now = result_settings(job_config(Job(row, dataset, run["seed"]), run["set"]))
         except ValueError as error:
             changed.add(str(error))
             continue
@@ -167,7 +156,7 @@ def significance_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
     if not lines:
         return f"{NOT_RUN.capitalize()}: needs two seeds of {manifest.baseline} and of another row.\n"
     head = ["", "seeds", "HR@10", "p", "NDCG@10", "p"]
-    return "Mean difference and p of a two-sided paired t-test over the shared seeds.\n\n" + table(head, lines)
+    return "Mean difference and p of a two-sided paired t-test over the shared seeds.\n\n" + markdown_table(head, lines)
 
 
 def cost_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
@@ -181,7 +170,7 @@ def cost_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
         "Until validation NDCG@10 first came within 2 % of its best, and until it passed the NDCG@10 that the paper "
         "reports on its test data.\nMeans over the seeds that came there.\n\n"
     )
-    return words + table(head, lines)
+    return words + markdown_table(head, lines)
 
 
 def cost_cell(runs: list[dict[str, Any]], key: str) -> list[str]:
@@ -217,7 +206,7 @@ def row_table(manifest: Manifest) -> str:
         for dataset, values in row.per_dataset.items():
             changes += [f"`{key}: {value}` on {dataset}" for key, value in values.items()]
         lines.append([row.name, row.model, "<br>".join(changes), row.note])
-    return table(["", "model", "differs from the model's defaults", ""], lines)
+    return markdown_table(["", "model", "differs from the model's defaults", ""], lines)
 
 
 def notes(manifest: Manifest, results: Path) -> list[str]:

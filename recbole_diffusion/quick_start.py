@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from recbole.utils import EvaluatorType, get_model, get_trainer, init_logger, in
 
 from recbole_diffusion.compat.atomic_files import read_header
 from recbole_diffusion.compat.checkpoint import load_checkpoint
-from recbole_diffusion.config.settings import settings
+from recbole_diffusion.config.settings import resume_settings, settings
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, value_sources
-from recbole_diffusion.trainer import DiffusionTrainer, load_weights, run_settings
+from recbole_diffusion.trainer import DiffusionTrainer, load_weights
 
 
 def run(
@@ -144,7 +144,7 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
 def describe_config(config: Config, config_file_list: Sequence[str] = ()) -> str:
     """The whole merged configuration in YAML, a line a key, with the file or other source of each value."""
     sources, lines = value_sources(config, config_file_list), []
-    for key, value in sorted(settings(config, without=frozenset()).items(), key=lambda item: item[0].lower()):
+    for key, value in sorted(settings(config).items(), key=lambda item: item[0].lower()):
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
         lines.append(f"{line:<40}  # {sources[key]}")
     return "\n".join(lines)
@@ -211,24 +211,27 @@ def build_trainer(config: Config, model) -> Trainer:
 
 def find_resume_file(config: Config) -> str | None:
     """The checkpoint that the key ``resume`` names; with ``auto`` the newest last state of the same run, if any."""
-    if not config["resume"]:
-        return None
     if config["resume"] != "auto":
-        return str(config["resume"])
+        return str(config["resume"]) if config["resume"] else None
+    return find_last_state(config["checkpoint_dir"], config, resume_settings)
 
-    pattern = f"{config['model']}-*-last.pth"
-    files = sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files:
+
+def find_last_state(folder: str | Path, config: Config, settings_of: Callable[[Config], dict]) -> str | None:
+    """The newest last state in a folder of a run with the settings of a Config, and with its best checkpoint."""
+    files = Path(folder).glob(f"{config['model']}-*-last.pth")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             checkpoint = load_checkpoint(path)
         except ValueError as error:
             getLogger().warning(f"Passed over: {error}")
             continue
-        found, wanted = run_settings(checkpoint["config"]), run_settings(config)
+        found, wanted = settings_of(checkpoint["config"]), settings_of(config)
         differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        if not differ:
+        best = path.with_name(path.name.replace("-last.pth", ".pth"))
+        if not differ and best.is_file():
             return str(path)
-        getLogger().info(f"resume [auto] passes over {path}, another run: {', '.join(differ)} differ.")
+        why = f"another run: {', '.join(differ)} differ" if differ else "whose best checkpoint is gone"
+        getLogger().info(f"resume [auto] passes over {path}, {why}.")
     return None
 
 

@@ -10,9 +10,10 @@ import sys
 import pytest
 from scipy.stats import ttest_1samp
 
-from recbole_diffusion import compare as module
-from recbole_diffusion.experiments.compare import compare, main, paired_test
-from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.experiments import compare_tables as module
+from recbole_diffusion.experiments.compare import compare, main
+from recbole_diffusion.experiments.compare_tables import paired_test
+from recbole_diffusion.experiments.runs import run_or_resume
 
 from .conftest import ROOT, TINY
 
@@ -25,19 +26,17 @@ def files(folder) -> dict[str, str]:
 
 
 def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
-    epochs, cut = [], (("DiffuRec", 2, 1),)
-    train_epoch = DiffusionTrainer._train_epoch
+    epochs, cut = [], (("DiffuRec", 2, 2),)
 
-    def interrupt(interaction):
-        raise KeyboardInterrupt
+    def watched(config, folder):
+        def note(point):
+            epochs.append((config["model"], config["seed"], point["epoch"]))
+            if epochs[-1] in cut:
+                raise KeyboardInterrupt
 
-    def watched(self, train_data, epoch_idx, *args, **kwargs):
-        epochs.append((self.config["model"], self.config["seed"], epoch_idx))
-        if epochs[-1] in cut:
-            self.model.calculate_loss = interrupt
-        return train_epoch(self, train_data, epoch_idx, *args, **kwargs)
+        return run_or_resume(config, folder, note)
 
-    monkeypatch.setattr(DiffusionTrainer, "_train_epoch", watched)
+    monkeypatch.setattr("recbole_diffusion.experiments.compare.run_or_resume", watched)
 
     def go(output):
         return compare(["DiffuRec", "SASRec"], "markov-toy", 2, config_dict=PARAMETERS, output=output)
@@ -48,7 +47,7 @@ def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypat
     trained = len(epochs)
     result = go("cut")
     # Neither a run that was done, nor an epoch that was done, is trained again.
-    assert epochs[trained:] == [("DiffuRec", 2, 1), ("SASRec", 2, 0), ("SASRec", 2, 1)]
+    assert epochs[trained:] == [("DiffuRec", 2, 2), ("SASRec", 2, 1), ("SASRec", 2, 2)]
     whole = go("whole")
     assert files(tmp_path / "cut") == files(tmp_path / "whole") and result["runs"] == whole["runs"]
     names = {f"runs/{model}-markov-toy-{seed}.json" for model in ("DiffuRec", "SASRec") for seed in (1, 2)}
@@ -150,7 +149,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_the_tables_hold_mean_deviation_and_test(capsys):
-    metrics, tests = (table.markdown().splitlines() for table in module._tables(RUNS, "shop", "SASRec"))
+    metrics, tests = (table.markdown().splitlines() for table in module.comparison_tables(RUNS, "shop", "SASRec"))
     # Of popularity RecBole says that less is better; what prints the same is equally good.
     assert [cells(line) for line in metrics if line.startswith("| ")] == [
         ["model", "hit@10", "averagepopularity@10", "seeds", "epochs"],
@@ -167,7 +166,7 @@ def test_the_tables_hold_mean_deviation_and_test(capsys):
 
 def test_the_papers_numbers_stand_beside(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "PAPERS", tmp_path / "papers.csv")
-    assert module._paper_table(["SASRec"], "shop", ["hit@10"]) is None and "checkout" in capsys.readouterr().out
+    assert module.paper_table(["SASRec"], "shop", ["hit@10"]) is None and "checkout" in capsys.readouterr().out
     lines = ["paper,table,dataset,model,metric,value,std"]
     lines += [
         "a,Table 1,shop,SASRec,HR@10,0.31,0.01",
@@ -176,16 +175,16 @@ def test_the_papers_numbers_stand_beside(tmp_path, monkeypatch, capsys):
     ]
     lines += ["b,Table 2,shop,DiffuRecSys (V1),Recall@10,0.42,", "a,Table 1,other,SASRec,HR@10,0.99,"]
     (tmp_path / "papers.csv").write_text("\n".join(lines) + "\n")
-    table = module._paper_table(["DiffuRecSys", "SASRec"], "shop", ["hit@10", "ndcg@10"])
+    table = module.paper_table(["DiffuRecSys", "SASRec"], "shop", ["hit@10", "ndcg@10"])
     assert table.rows == [
         ["DiffuRecSys (V1)", "b", "Table 2", "0.4200", ""],
         ["SASRec", "a", "Table 1", "0.3100 ± 0.0100", "0.2000"],
     ]
-    assert module._paper_table(["Pop"], "shop", ["hit@10"]) is None and "no numbers" in capsys.readouterr().out
+    assert module.paper_table(["Pop"], "shop", ["hit@10"]) is None and "no numbers" in capsys.readouterr().out
 
 
 def test_the_latex_is_well_formed():
-    for table in module._tables(RUNS, "shop_1 & 50%", "SASRec"):
+    for table in module.comparison_tables(RUNS, "shop_1 & 50%", "SASRec"):
         text = table.latex()
         bare = re.sub(r"\\[{}&%_$#]", "", text)
         assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
@@ -195,7 +194,7 @@ def test_the_latex_is_well_formed():
         assert begun == ["table", "tabular"] and ended == begun[::-1]
         columns = len(re.search(r"begin{tabular}{(l+)}", text)[1])
         assert {line.count("&") for line in bare.splitlines() if line.endswith("\\\\")} == {columns - 1}
-    assert r"\textbf{0.4000} $\pm$ 0.0100" in module._tables(RUNS, "shop", "SASRec")[0].latex()
+    assert r"\textbf{0.4000} $\pm$ 0.0100" in module.comparison_tables(RUNS, "shop", "SASRec")[0].latex()
 
 
 @pytest.mark.parametrize(

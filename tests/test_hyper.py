@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from recbole_diffusion import MODELS
-from recbole_diffusion.experiments import hyper
-from recbole_diffusion.experiments.hyper import read_space, search
+from recbole_diffusion.experiments import trials
+from recbole_diffusion.experiments.hyper import search
+from recbole_diffusion.experiments.space import read_space
 from recbole_diffusion.quick_start import build_config, run
 from recbole_diffusion.registry import PROPS, known_keys
 
@@ -22,11 +24,6 @@ from .conftest import ROOT, TINY
 
 SHORT = {**TINY, "state": "ERROR", "epochs": 2, "limit_train_batches": 1, "inference": "one_step"}
 GRID = "learning_rate choice [0.001, 0.004]\nnum_steps choice [4, 6]\n# a comment of many words\n\n"
-
-
-def untimed(found: dict) -> list[dict]:
-    """The trials of a search without their seconds."""
-    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in found["trials"]]
 
 
 def write(text: str, name: str = "toy.hyper") -> str:
@@ -49,16 +46,21 @@ class Trainings(list):
 
 @pytest.fixture
 def trained(monkeypatch) -> Trainings:
-    calls, objective = Trainings(), hyper.objective_function
+    calls, train = Trainings(), trials.run_or_resume
 
-    def counting(config_dict, callback_fn=None):
-        calls.append({key: config_dict[key] for key in ("learning_rate", "num_steps")})
+    def counting(config, folder, after_epoch=None):
+        calls.append({key: config[key] for key in ("learning_rate", "num_steps")})
         if len(calls) == calls.cut:
             raise KeyboardInterrupt
-        return objective(config_dict, callback_fn=callback_fn)
+        return train(config, folder, after_epoch)
 
-    monkeypatch.setattr(hyper, "objective_function", counting)
+    monkeypatch.setattr(trials, "run_or_resume", counting)
     return calls
+
+
+def without_seconds(*found: dict) -> list[dict]:
+    """What trials with the same parameters must share."""
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in found]
 
 
 # ------------------------------------------------------------------ the params file
@@ -158,6 +160,12 @@ def test_hyperopt_covers_the_grid_and_its_yaml_trains_to_the_same_metrics(traine
 
     text = Path("hyper_results/DiffuRec-markov-toy.result").read_text()
     assert text.count("Valid result:") == text.count("Test result:") == 4 and "learning_rate:0.004" in text
+    table = pd.read_csv("hyper_results/DiffuRec-markov-toy.result.csv")
+    assert len(table) == 4 and table["best_valid_score"].max() == pytest.approx(found["best_valid_score"])
+    best = table.loc[table["best_valid_score"].idxmax()]
+    for protocol, metrics in again["test_results"].items():
+        assert metrics == {name: pytest.approx(best[f"test {name} {protocol}"]) for name in metrics}
+    assert (table["seconds"] > 0).all()
     page = Path("plots/toy.html").read_text()
     assert "best so far" in page and "<script src=" not in page and 'src="http' not in page
     assert not list(Path("hyper_results").glob("*running*"))  # no checkpoint stays
@@ -182,7 +190,8 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text
     assert trained[3:] == first[2:], "finished trials were trained again, or others were proposed"
 
     del trained[:]
-    assert untimed(toy_search(output_file="uncut.result", **options)) == untimed(resumed)
+    uncut = toy_search(output_file="uncut.result", **options)
+    assert without_seconds(*uncut["trials"]) == without_seconds(*resumed["trials"])
     # A longer search begins with what is there.
     del trained[:]
     longer = toy_search(output_file="cut.result", **{**options, "max_evals": 4})
@@ -193,12 +202,13 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text
 def test_bayes_draws_near_the_best_and_draws_the_same_again(monkeypatch, metric, sign):
     calls = []
 
-    def score_of(config_dict, callback_fn=None):
-        calls.append(config_dict["learning_rate"])
-        score = -sign * (config_dict["learning_rate"] - 0.3) ** 2
-        return {"best_valid_score": score, "best_valid_result": {"x": score}, "test_result": {"x": 0}, "epochs": 1}
+    def score_of(config, folder, after_epoch=None):
+        calls.append(config["learning_rate"])
+        score = -sign * (config["learning_rate"] - 0.3) ** 2
+        result = {"best_valid_score": score, "best_valid_result": {"x": score}, "test_result": {"x": 0}}
+        return {**result, "test_results": None, "epochs": 1, "seconds": 1.0, "test_seconds": 0.5}
 
-    monkeypatch.setattr(hyper, "objective_function", score_of)
+    monkeypatch.setattr(trials, "run_or_resume", score_of)
     metrics = {"metrics": ["NDCG", "AveragePopularity"], "valid_metric": metric}
     options = {"text": "learning_rate uniform 0,1\n", "config_dict": metrics, "max_evals": 60, "early_stop": 60}
     found = toy_search(**options)
@@ -209,20 +219,20 @@ def test_bayes_draws_near_the_best_and_draws_the_same_again(monkeypatch, metric,
 
 
 def test_a_trial_that_was_killed_goes_on_from_its_last_epoch(tmp_path):
-    fixed = {**SHORT, "model": "DiffuRec", "dataset": "markov-toy", "data_path": str(ROOT / "dataset"), "epochs": 3}
+    shared = {**SHORT, "model": "DiffuRec", "dataset": "markov-toy", "data_path": str(ROOT / "dataset"), "epochs": 3}
     epochs: list[int] = []
 
-    def note(epoch, score):
-        epochs.append(epoch)
-        if epochs == [0, 1]:
+    def note(point):
+        epochs.append(point["epoch"])
+        if epochs == [1, 2]:
             raise KeyboardInterrupt
 
     params = {"learning_rate": 0.004}
     with pytest.raises(KeyboardInterrupt):
-        hyper._run_trial(fixed, params, tmp_path / "a", note)
-    result = hyper._run_trial(fixed, params, tmp_path / "a", note)
-    assert epochs == [0, 1, 1, 2]  # the state of epoch 0 was on disk
-    assert result == hyper._run_trial(fixed, params, tmp_path / "b")
+        trials.run_trial(shared, params, tmp_path / "a", note)
+    result = trials.run_trial(shared, params, tmp_path / "a", note)
+    assert epochs == [1, 2, 2, 3]  # the state of epoch 1 was on disk
+    assert without_seconds(result) == without_seconds(trials.run_trial(shared, params, tmp_path / "b"))
     assert not (tmp_path / "a").exists()
 
 
@@ -247,35 +257,35 @@ def test_the_best_parameters_stand_above_what_a_config_file_says_for_the_model()
 
 
 def test_any_error_of_a_trial_is_noted(monkeypatch):
-    def fail(config_dict, callback_fn=None):
+    def fail(config, folder, after_epoch=None):
         raise KeyError("class")
 
-    monkeypatch.setattr(hyper, "objective_function", fail)
+    monkeypatch.setattr(trials, "run_or_resume", fail)
     with pytest.raises(ValueError, match="every one of 1 trials failed.*KeyError: 'class'"):
         toy_search("num_steps choice [4]\n")
 
 
 @pytest.mark.parametrize("scores, bigger, best", [([0.0, -1.0, 0.0], True, 0), ([0.0, 2.0, None], False, 0)])
 def test_the_best_score_may_be_zero(scores, bigger, best):
-    trials = [{"best_valid_score": score, "number": n} for n, score in enumerate(scores)]
-    assert hyper.best_trial(trials, bigger)["number"] == best
+    done = [{"best_valid_score": score, "number": n} for n, score in enumerate(scores)]
+    assert trials.best_trial(done, bigger)["number"] == best
 
 
 def test_a_trial_gets_values_alone_and_no_relative_path(monkeypatch):
     Path("base.yaml").write_text("{pre_model_path: saved/s3.pth, hidden_size: 16, topk: [10]}")
     given: list[dict] = []
 
-    def note(config_dict, callback_fn=None):
+    def note(model, dataset, config_file_list, config_dict):
         given.append(config_dict)
         raise ValueError("seen")
 
-    monkeypatch.setattr(hyper, "objective_function", note)
+    monkeypatch.setattr(trials, "build_config", note)
     with pytest.raises(ValueError, match="seen"):
         toy_search("num_steps choice [4]\n", config_file_list=["base.yaml"], config_dict={"hidden_size": "8"})
     [config_dict] = given
     assert config_dict["hidden_size"] == 8 and config_dict["topk"] == [10] and config_dict["num_steps"] == 4
     paths = [Path(value) for key, value in config_dict.items() if key.endswith(("_path", "_dir"))]
-    assert len(paths) == 3 and all(path.is_absolute() for path in paths)
+    assert len(paths) == 2 and all(path.is_absolute() for path in paths)
     assert Path(config_dict["data_path"], "markov-toy").is_dir()
 
 
@@ -303,7 +313,7 @@ def test_a_trial_gets_values_alone_and_no_relative_path(monkeypatch):
     ],
 )
 def test_what_cannot_be_searched_is_named_before_anything_runs(monkeypatch, change, message):
-    monkeypatch.setattr(hyper, "objective_function", None)
+    monkeypatch.setattr(trials, "run_or_resume", None)
     with pytest.raises(ValueError, match=message):
         toy_search(**change)
     assert not Path("hyper_results").exists() or not list(Path("hyper_results").glob("*.trials*"))

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "recbole_diffusion"
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 # The rooms from the ground floor up: a room imports from lower floors alone. The lowest import nothing of ours.
 FLOORS = [
-    {"diffusion_utils", "config", "compat", "version"},
+    {"diffusion_utils", "config", "compat", "cli", "version"},
     {"data"},
     {"modules"},
     {"model", "protocols"},

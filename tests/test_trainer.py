@@ -18,8 +18,9 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.quick_start import build_trainer, objective_function, run, train_and_test
-from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config, run_settings
+from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config
 
 from .conftest import ROOT, TINY, batch_of, toy, toy_config
 
@@ -217,9 +218,9 @@ def test_the_process_of_a_run_does_not_tell_it_from_another():
     """Every process of a distributed run finds the file that the first one wrote."""
     first, second = toy_config("DiffuRec"), toy_config("DiffuRec")
     second["local_rank"], second["show_progress"] = 1, False
-    assert run_settings(first) == run_settings(second)
+    assert resume_settings(first) == resume_settings(second)
     second["world_size"] = 2
-    assert run_settings(first) != run_settings(second)
+    assert resume_settings(first) != resume_settings(second)
 
 
 def test_auto_passes_over_a_broken_file(tmp_path):

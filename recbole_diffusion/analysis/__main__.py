@@ -3,6 +3,7 @@
 import argparse
 
 from recbole_diffusion.analysis.report import SECTIONS, analyse
+from recbole_diffusion.cli import errors_in_one_line
 
 
 def main() -> None:
@@ -21,10 +22,8 @@ def main() -> None:
     parser.add_argument("--log_dir", default="log_tensorboard", help="TensorBoard's events (%(default)s)")
     args = parser.parse_args()
     sections = None if args.sections is None else [name.strip() for name in args.sections.split(",")]
-    try:
+    with errors_in_one_line():
         page = analyse(args.model_file, args.output, sections, args.max_users, args.seed, args.log_dir)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
     print(f"Report: {page}")
 
 

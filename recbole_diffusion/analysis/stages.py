@@ -138,14 +138,12 @@ def start_predictions(model, interaction, seed: int) -> dict[int, Tensor]:
     chain = strided_steps(num_steps, own)
     shown = {chain[i] for i in strided_steps(len(chain), min(len(chain), MOST_STAGES))}
     noise, found = SeedNoise([seed]), {}
+
+    def keep(step: int, x_t: Tensor, x_start: Tensor) -> None:
+        if step in shown:
+            found[step] = x_start
+
     denoise = model.denoiser(interaction, noise)
-
-    def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
-        x_start = denoise(x_t, t)
-        if int(t[0]) in shown:
-            found[int(t[0])] = x_start
-        return x_start
-
     x_T = noise(model.item_embedding.weight.new_empty(len(interaction), model.hidden_size))
-    sample(model.diffusion, predict_start, x_T, model.sampler, len(chain), model.ddim_eta, draw_noise=noise)
+    sample(model.diffusion, denoise, x_T, model.sampler, len(chain), model.ddim_eta, draw_noise=noise, callback=keep)
     return found

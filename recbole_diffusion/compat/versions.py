@@ -6,14 +6,14 @@ the installed version needs it. ``torch.load`` is never touched: files are read 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import scipy.sparse
@@ -94,10 +94,25 @@ def bridge_hyperopt() -> None:
 
     @functools.wraps(search)
     def exhaustive_search(*args: Any, **kwargs: Any):
-        with mock.patch.object(np.random, "RandomState", RandomState):
+        with _replaced(np.random, "RandomState", RandomState):
             return search(*args, **kwargs)
 
     hyper_tuning.exhaustive_search = exhaustive_search
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute another value for a while, also one that is not there."""
+    missing = object()
+    before = getattr(owner, name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def report_to_tune(metrics: Mapping[str, float]) -> None:
@@ -163,7 +178,7 @@ def bridge_download() -> None:
     def _download(self: Dataset) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return download(self)
-        with mock.patch.object(torch.distributed, "barrier", lambda: None, create=True):
+        with _replaced(torch.distributed, "barrier", lambda: None):
             return download(self)
 
     Dataset._download = _download

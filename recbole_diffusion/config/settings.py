@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.config.keys import CONTINUATION_KEYS, MACHINE_KEYS
 
 
-def settings(config, without: Set[str] = MACHINE_KEYS) -> dict[str, Any]:
-    """A Config's values as JSON has them (tuples as lists), leaving out what no result depends on."""
+def result_settings(config) -> dict[str, Any]:
+    """What the result of a run depends on: no paths, no device."""
+    return settings(config, without=MACHINE_KEYS)
+
+
+def resume_settings(config) -> dict[str, Any]:
+    """What a run and its continuation share; the continuation may be longer."""
+    return settings(config, without=CONTINUATION_KEYS)
+
+
+def settings(config, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """A Config's values as JSON has them, tuples as lists."""
     return {key: _plain(value) for key, value in config.final_config_dict.items() if key not in without}
 
 

@@ -29,11 +29,11 @@ class UnseenItems(nn.Module):
         unseen_before = items - 1 - (np.arange(len(seen)) - first[users])
         self.register_buffer("table", torch.from_numpy(users * self.n_items + unseen_before), persistent=False)
         self.register_buffer("first", torch.from_numpy(first), persistent=False)
-        self.register_buffer("left", torch.from_numpy(self.n_items - 1 - count), persistent=False)
+        self.register_buffer("n_unseen", torch.from_numpy(self.n_items - 1 - count), persistent=False)
 
     def sample(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """Return an item for each of users [P], and whether it is unseen: False only where a user has seen them all."""
-        left = self.left[users]
-        r = (torch.rand(len(users), dtype=torch.float64, device=users.device) * left).long()
+        n_unseen = self.n_unseen[users]
+        r = (torch.rand(len(users), dtype=torch.float64, device=users.device) * n_unseen).long()
         before = torch.searchsorted(self.table, users * self.n_items + r, right=True) - self.first[users]
-        return (r + 1 + before).clamp(max=self.n_items - 1), left > 0
+        return (r + 1 + before).clamp(max=self.n_items - 1), n_unseen > 0

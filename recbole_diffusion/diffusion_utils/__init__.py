@@ -3,11 +3,12 @@
 from .ensemble import SeedNoise, expand_seeds, resolve_seeds, seed_average
 from .gaussian import GaussianDiffusion
 from .guidance import drop_condition, guided_start
-from .samplers import check_sampling, sample, sample_ddim, sample_ddpm, sample_one_step, strided_steps
+from .samplers import SAMPLERS, check_sampling, sample, sample_ddim, sample_ddpm, sample_one_step, strided_steps
 from .schedules import SCHEDULES, get_betas
 from .step_samplers import LossAwareStepSampler, UniformStepSampler, get_step_sampler
 
 __all__ = [
+    "SAMPLERS",
     "SCHEDULES",
     "GaussianDiffusion",
     "LossAwareStepSampler",

@@ -16,7 +16,6 @@ from torch import Tensor
 from .gaussian import GaussianDiffusion
 from .schedules import check_int
 
-METHODS = ("ddpm", "ddim", "one_step")
 PredictStart = Callable[[Tensor, Tensor], Tensor]
 DrawNoise = Callable[[Tensor], Tensor]
 
@@ -27,6 +26,7 @@ def sample_ddpm(
     x_t: Tensor,
     steps: Sequence[int],
     draw_noise: DrawNoise = torch.randn_like,
+    eta: float = 0.0,
 ) -> Tensor:
     """Walk the ascending `steps` backwards, drawing from the posterior (Ho et al. 2020, Algorithm 2 and Eq. 6, 7).
 
@@ -64,9 +64,20 @@ def sample_ddim(
     return predict_start_fn(x_t, _rows(x_t, steps[0]))
 
 
-def sample_one_step(diffusion: GaussianDiffusion, predict_start_fn: PredictStart, x_t: Tensor) -> Tensor:
-    """Take the prediction at the last step as x_0 (DiffuRecSys, Algorithm 3). Shapes: [B, ...]."""
-    return predict_start_fn(x_t, _rows(x_t, diffusion.num_steps - 1))
+def sample_one_step(
+    diffusion: GaussianDiffusion,
+    predict_start_fn: PredictStart,
+    x_t: Tensor,
+    steps: Sequence[int],
+    draw_noise: DrawNoise = torch.randn_like,
+    eta: float = 0.0,
+) -> Tensor:
+    """Take the prediction at the last of the `steps` as x_0 (DiffuRecSys, Algorithm 3). Shapes: [B, ...]."""
+    return predict_start_fn(x_t, _rows(x_t, steps[-1]))
+
+
+# name -> function; all take the same, also what they do not use.
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "one_step": sample_one_step}
 
 
 def sample(
@@ -78,12 +89,14 @@ def sample(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     draw_noise: DrawNoise | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Return x_0 [B, ...] from noise `x_T` [B, ...] by the named method.
+    """Return x_0 [B, ...] from noise `x_T` [B, ...] by the named method, one of SAMPLERS.
 
     `num_steps` visits that many evenly spaced steps (None: all), save by `one_step`. `eta` is for `ddim` alone.
     Noise is one independent draw per element from `generator` (None: the global state), or what `draw_noise` gives,
     for example a `SeedNoise`. Nothing in the loop waits for the device, and gradients are up to the caller.
+    `callback(step, x_t, x_start)` sees each visited step with the state there and the prediction made from it.
 
     Raises ValueError on what `check_sampling` does, and where both `generator` and `draw_noise` are given.
     """
@@ -92,12 +105,10 @@ def sample(
         draw_noise = _generator_noise(generator)
     elif generator is not None:
         raise ValueError("generator and draw_noise must not be given both.")
-    if method == "one_step":
-        return sample_one_step(diffusion, predict_start_fn, x_T)
     steps = strided_steps(diffusion.num_steps, num_steps)
-    if method == "ddim":
-        return sample_ddim(diffusion, predict_start_fn, x_T, steps, draw_noise, eta)
-    return sample_ddpm(diffusion, predict_start_fn, x_T, steps, draw_noise)
+    if callback is not None:
+        predict_start_fn = _watched(predict_start_fn, steps, callback)
+    return SAMPLERS[method](diffusion, predict_start_fn, x_T, steps, draw_noise, eta)
 
 
 def check_sampling(total: int, method: str = "ddpm", num_steps: int | None = None, eta: float = 0.0) -> None:
@@ -105,8 +116,8 @@ def check_sampling(total: int, method: str = "ddpm", num_steps: int | None = Non
 
     The messages name the configuration's keys: `sampler` (method), `sampling_steps` (num_steps), `ddim_eta` (eta).
     """
-    if method not in METHODS:
-        raise ValueError(f"sampler [{method}] is unknown: choose one of {', '.join(METHODS)}.")
+    if method not in list(SAMPLERS):
+        raise ValueError(f"sampler [{method}] is unknown: choose one of {', '.join(SAMPLERS)}.")
     strided_steps(total, num_steps)
     if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
         raise ValueError(f"ddim_eta [{eta!r}] must be a number from 0 to 1.")
@@ -120,6 +131,18 @@ def strided_steps(total: int, num: int | None = None) -> list[int]:
     """
     num = total if num is None else check_int("sampling_steps", num, 1, total)
     return [total - 1] if num == 1 else [i * (total - 1) // (num - 1) for i in range(num)]
+
+
+def _watched(predict_start_fn: PredictStart, steps: Sequence[int], callback) -> PredictStart:
+    """Show each prediction to `callback`; every sampler asks for one a step, from the last step on."""
+    remaining = reversed(steps)  # plain numbers: reading t would wait for the device
+
+    def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
+        x_start = predict_start_fn(x_t, t)
+        callback(next(remaining), x_t, x_start)
+        return x_start
+
+    return predict_start
 
 
 def _rows(x: Tensor, step: int) -> Tensor:

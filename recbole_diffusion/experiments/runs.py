@@ -1,18 +1,124 @@
-"""What programs that train many models share: a run untouched by the command line, its settings, whole files."""
+"""How a run is trained, resumed and recorded: what programs that train many models share."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from recbole.config import Config
 
-from recbole_diffusion.config.settings import settings
+from recbole_diffusion.config.settings import result_settings
+from recbole_diffusion.protocols import BothProtocols
+from recbole_diffusion.quick_start import find_last_state, prepare_training
+from recbole_diffusion.trainer import DiffusionTrainer
+
+QUIET = {"show_progress": False, "state": "WARNING"}  # of many runs in a row, unless their parameters say more
+
+
+class Paused(Exception):
+    """The time is up; the run's state is saved."""
+
+
+def run_or_resume(
+    config: Config,
+    folder: str | Path,
+    after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    deadline: float = math.inf,
+) -> dict[str, Any]:
+    """Train and test what a Config says, or go on where it was cut; ``folder`` is the run's own, and holds its state.
+
+    ``after_epoch`` gets a point of the curve after each validation: ``epoch`` (from 1), ``valid_score``,
+    ``train_loss`` and ``seconds``. What it adds to the point is kept with the state. Past ``deadline`` (by
+    ``time.monotonic``) the run stops after an epoch.
+
+    Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result`` and ``test_results`` (as ``run``'s),
+    ``best_valid_result``, ``best_valid_score`` (None where no validation took place), ``epochs``, ``seconds`` (of
+    training with its validations, all parts of a run that was cut), ``test_seconds``, ``config`` and ``curve``.
+
+    Raises
+    ------
+    Paused
+        The deadline passed; the same call goes on from there.
+    ValueError, FileNotFoundError
+        As ``quick_start.run``; or the split leaves no test data.
+    """
+    _prepare_folder(config, Path(folder).absolute())
+    trainer, train_data, valid_data, test_data = prepare_training(config)
+    curve, note = _curve_of(trainer, after_epoch, deadline)
+    show = config["show_progress"]
+    score, valid_result = trainer.fit(train_data, valid_data, show_progress=show, callback_fn=note)
+    start = time.perf_counter()
+    test_result = trainer.evaluate(test_data, show_progress=show)
+    both = trainer.protocol_results if isinstance(trainer, BothProtocols) else None
+    if not test_result:
+        raise ValueError(f"dataset [{config['dataset']}] leaves no test data: a user needs three interactions.")
+    return {
+        **{key: config[key] for key in ("model", "dataset", "seed")},
+        "test_result": _floats(test_result),
+        "test_results": {name: _floats(metrics) for name, metrics in both.items()} if both else None,
+        "best_valid_result": _floats(valid_result or {}),
+        "best_valid_score": float(score) if math.isfinite(score) else None,
+        "epochs": len(trainer.train_loss_dict),
+        "seconds": curve[-1]["seconds"] if curve else None,
+        "test_seconds": round(time.perf_counter() - start, 3),
+        "config": result_settings(config),
+        "curve": curve,
+    }
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _curve_of(trainer, after_epoch, deadline: float) -> tuple[list[dict[str, Any]], Callable[[int, float], None]]:
+    """The points of a run so far, and what RecBole's ``fit`` calls to add one."""
+    resumable = isinstance(trainer, DiffusionTrainer)
+    curve: list[dict[str, Any]] = trainer.curve if resumable else []
+    before, start = (curve[-1]["seconds"] if curve else 0.0), time.perf_counter()
+
+    def note(epoch: int, valid_score: float) -> None:
+        point = {"epoch": epoch + 1, "valid_score": float(valid_score)}
+        point["train_loss"] = float(trainer.train_loss_dict[epoch])
+        point["seconds"] = round(before + time.perf_counter() - start, 3)
+        curve.append(point)
+        if after_epoch:
+            after_epoch(point)
+        if resumable and time.monotonic() > deadline:
+            trainer.save_last_checkpoint(epoch)
+            raise Paused
+
+    return curve, note
+
+
+def _prepare_folder(config: Config, folder: Path) -> None:
+    """Let a Config go on from the state of this very run in the folder; without one, clear the folder."""
+    for key in QUIET.keys() - config.external_config_dict.keys():
+        config[key] = QUIET[key]
+    config["checkpoint_dir"] = str(folder)
+    config["resume"] = find_last_state(folder, config, result_settings)
+    if not config["resume"]:
+        for path in folder.glob("*.pth"):
+            path.unlink()
+
+
+def record(file: Path, run: Mapping[str, Any]) -> None:
+    """Write what is to be kept of a run as JSON."""
+    write_atomically(file, json.dumps(run, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file in one piece: readers, and a crash, see the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 @contextlib.contextmanager
@@ -22,23 +128,17 @@ def own_process_state() -> Iterator[None]:
     Config takes every ``--key=value`` it finds in ``sys.argv`` above all else: there stand our flags, in a Ray worker
     Ray's. It also sets CUDA_VISIBLE_DEVICES, which must not reach the processes that Ray starts.
     """
-    with mock.patch.object(sys, "argv", sys.argv[:1]), mock.patch.dict(os.environ):
+    argv, environment = sys.argv, dict(os.environ)
+    sys.argv = argv[:1]
+    try:
         yield
+    finally:
+        sys.argv = argv
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
 
 
-def plain_config(config: Config) -> dict[str, Any]:
-    """What a Config says of the result, as JSON's values: no paths, no device."""
-    return settings(config)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one piece: readers, and a crash, see the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """What went wrong, in a line: a ValueError speaks for itself, others by their type."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

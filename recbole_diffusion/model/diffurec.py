@@ -14,8 +14,7 @@ class DiffuRec(ApproximatorRecommender):
 
     Zihao Li, Aixin Sun, Chenliang Li: "DiffuRec: A Diffusion Model for Sequential Recommendation", ACM TOIS 2023
     (arXiv 2304.00686); code: github.com/WHUIR/DiffuRec. Equations are numbered as in section 5 of the DiffuRecSys
-    paper, which restates the model. Diffusion, loss and reverse phase (Eq. 18 to 25) stand in
-    ``approximator.py``, the scores (Eq. 26) in ``base.py``.
+    paper, which restates the model. Diffusion, loss and reverse phase stand in ``modules/approximator.py``.
 
     The public code hides padded queries from the attention; here padded keys are hidden, as the paper's text asks.
     """

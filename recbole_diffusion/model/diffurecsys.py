@@ -14,8 +14,7 @@ class DiffuRecSys(ApproximatorRecommender):
     """DiffuRec whose history attends with the noised target, trained on noise with an offset.
 
     Sharare Zolghadr, Ole Winther, Paul Jeha: "Generative Diffusion Models for Sequential Recommendations",
-    ROEGEN@RecSys 2024. Diffusion, loss and reverse phase (Eq. 18 to 25) stand in ``approximator.py``, the scores
-    (Eq. 26) in ``base.py``.
+    ROEGEN@RecSys 2024. Diffusion, loss and reverse phase stand in ``modules/approximator.py``.
 
     ``cross_attention`` alone is the paper's Modified V1, with ``offset_noise`` it is V2, the default; with both off the
     model is DiffuRec. The public code feeds every block the same input and takes the softmax over features; here blocks

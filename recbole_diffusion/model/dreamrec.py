@@ -16,7 +16,7 @@ class DreamRec(GuidedRecommender):
     Sequential Recommendation via Guided Diffusion", NeurIPS 2023 (arXiv 2310.20453), section 4; code:
     github.com/YangZhengyi98/DreamRec. Steps count from 1 to T there, from 0 to T - 1 here. The denoiser predicts x_0,
     which the paper's appendix shows to be equivalent to predicting the noise. Encoder, guidance and generation
-    (Eq. 10, 15, 16) stand in ``modules/guided.py``.
+    stand in ``modules/guided.py``.
 
     Left open by the paper, and decided here: the encoder is SASRec's, and the target is data to the diffusion, so that
     gradients reach the item embeddings by the histories alone. With ``target_gradient`` they also pass through the

@@ -107,7 +107,7 @@ class SeqDiffRec(DiffusionRecommender):
         return (weight * mse + self.rec_loss(x_start, target, self.seen(interaction))).mean()
 
     def mse_loss(self, h: Tensor, x_start: Tensor) -> Tensor:
-        """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17), to which Eq. 9, Eq. 10, Eq. 11, Eq. 12 reduce Eq. 5.
+        """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17).
 
         The paper writes the norm and calls it the mean squared error: ``mse_reduction`` is sum or mean over D.
         """
@@ -121,7 +121,7 @@ class SeqDiffRec(DiffusionRecommender):
     # ------------------------------------------------------------------ inference
 
     def denoiser(self, interaction, noise: SeedNoise):
-        """f(h_T^n, n) for histories that end in a placeholder, within Algorithm 3, or Algorithm 2 (Eq. 3, Eq. 4)."""
+        """f(h_T^n, n) for histories that end in a placeholder, as the reverse chain asks for it."""
         item_seq, item_seq_len = self.history(interaction)
         item_seq, item_seq_len = self.append(item_seq, item_seq_len, torch.zeros_like(item_seq_len))
         n_seeds, batch = len(noise.generators), len(item_seq)

@@ -34,7 +34,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         self.apply(self._init_weights)
 
     def build_approximator(self, config) -> nn.Module:
-        """Make the network of Eq. 14."""
+        """Make the network that ``restore`` reads with."""
         raise NotImplementedError
 
     def restore(self, h: Tensor, injected: Tensor, layout: TokenLayout) -> Tensor:

@@ -49,10 +49,7 @@ class GuidedRecommender(DiffusionRecommender):
         return self.encoder(self.item_embedding(layout.pack(item_seq)), layout, last_only=True)
 
     def denoiser(self, interaction, noise: SeedNoise):
-        """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds.
-
-        The sampler puts it into the posterior (Eq. 16) from step to step (Algorithm 2).
-        """
+        """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds."""
         return self.guided(self.encode(interaction), len(noise.generators))
 
     def guided(self, c: Tensor, n_seeds: int):

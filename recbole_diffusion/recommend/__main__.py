@@ -22,6 +22,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from recbole_diffusion.cli import errors_in_one_line
 from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.recommend.lines import dumps, recommend_lines
 from recbole_diffusion.recommend.recommender import Recommender
@@ -59,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    with errors_in_one_line():
         for name in ("topk", "batch_size"):
             if getattr(args, name) is not None:
                 check_number(vars(args), name, Integral, 1)
@@ -80,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output:
             seconds = time.perf_counter() - start
             print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.compat import checkpoint
 from recbole_diffusion.config.checks import check_keys, near_keys
 from recbole_diffusion.config.keys import CONTINUATION_KEYS, GROUPS, KEYS, MACHINE_KEYS, RECBOLE_KEYS, describe_keys
-from recbole_diffusion.config.settings import settings
+from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.diffusion_utils import SCHEDULES
 from recbole_diffusion.diffusion_utils.ensemble import MAX_SEED
 from recbole_diffusion.diffusion_utils.step_samplers import STEP_SAMPLERS
@@ -187,5 +187,5 @@ def test_settings_are_the_same_whoever_holds_them(tmp_path):
     config = toy_config("DiffuRec", inference_seeds=(1, 2), checkpoint_dir=tmp_path)
     checkpoint.save_checkpoint({"config": config, "state_dict": {}}, tmp_path / "some.pth")
     loaded = checkpoint.load_checkpoint(tmp_path / "some.pth")["config"]
-    assert settings(loaded) == settings(config)
-    assert settings(config)["inference_seeds"] == [1, 2] and "checkpoint_dir" not in settings(config)
+    assert result_settings(loaded) == result_settings(config)
+    assert result_settings(config)["inference_seeds"] == [1, 2] and "checkpoint_dir" not in result_settings(config)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_diffusion.diffusion_utils import (
+    SAMPLERS,
     GaussianDiffusion,
     SeedNoise,
     check_sampling,
@@ -236,3 +237,23 @@ def test_check_sampling_accepts_what_sample_runs():
     for method in ("ddpm", "ddim", "one_step"):
         for num_steps in (None, 1, 20):
             check_sampling(20, method, num_steps, 1)
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_the_callback_sees_every_visited_step_and_changes_nothing(method):
+    diffusion, called, seen = GaussianDiffusion(get_betas("trunc_linear", 12)), [], []
+
+    def watched(x_t, t):
+        called.append((int(t[0]), x_t))
+        return network(x_t, t)
+
+    options = {"method": method, "num_steps": 5, "eta": 0.5}
+    plain = sample(diffusion, watched, x_noise(4, 3), draw_noise=fixed_noise(), **options)
+    found = sample(
+        diffusion, network, x_noise(4, 3), draw_noise=fixed_noise(), callback=lambda *args: seen.append(args), **options
+    )
+    assert torch.equal(found, plain)
+    assert [step for step, *_ in seen] == ([11] if method == "one_step" else [11, 8, 5, 2, 0])
+    for (step, x_t), (shown, shown_x_t, x_start) in zip(called, seen, strict=True):
+        assert step == shown and torch.equal(x_t, shown_x_t)
+        assert torch.equal(x_start, network(x_t, torch.full((4,), step)))

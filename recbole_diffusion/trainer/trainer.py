@@ -12,88 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.evaluator import metric_types
 from recbole.trainer import Trainer
 from recbole.utils import get_gpu_usage, set_color
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.config.checks import check_keys
-from recbole_diffusion.config.keys import CONTINUATION_KEYS, KEYS
-from recbole_diffusion.config.settings import settings
+from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
+from recbole_diffusion.trainer.checks import check_training_config
+from recbole_diffusion.trainer.learning_rate import build_lr_lambda
 
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
-
-
-def _multiplier(name: str, epochs: int, **options: Any):
-    """Learning-rate factor of an epoch (counted from 0) under a schedule, before warm-up."""
-    if name == "constant":
-        return lambda epoch: 1.0
-    if name == "step":
-        start, every, gamma = options["start_epoch"], options["step_size"], options["gamma"]
-        return lambda epoch: 1.0 if epoch < start else gamma ** (1 + (epoch - start) // every)
-    floor = options["min_factor"]
-    return lambda epoch: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1), 1.0)))
-
-
-# name -> options with their defaults; `warmup_epochs` belongs to all.
-LR_SCHEDULES: dict[str, dict[str, float]] = {
-    "constant": {},
-    "step": {"start_epoch": 100, "step_size": 100, "gamma": 0.1},
-    "cosine": {"min_factor": 0.0},
-}
-
-
-def build_lr_lambda(spec: Mapping[str, Any] | None, epochs: int):
-    """Return the factor on the learning rate as a function of the epoch.
-
-    ``spec`` is the config key ``lr_scheduler``: ``{name: step, start_epoch: 30, step_size: 1000, gamma: 0.1}``,
-    ``{name: cosine, min_factor: 0}`` or ``{name: constant}``; each takes ``warmup_epochs`` (linear, from 1/(n+1)).
-
-    Raises
-    ------
-    ValueError
-        Unknown name or option, or a value out of range.
-    """
-    if spec is None:
-        spec = {"name": "constant"}
-    KEYS["lr_scheduler"].check(spec)
-    if "name" not in spec:
-        raise ValueError(f"lr_scheduler [{spec}] must have a name: one of {', '.join(LR_SCHEDULES)}.")
-    options = {**LR_SCHEDULES[spec["name"]], "warmup_epochs": 0}
-    for key, value in spec.items():
-        if key != "name" and key not in options:
-            raise ValueError(
-                f"lr_scheduler.{key} [{value}] is unknown to {spec['name']}: choose one of {', '.join(options)}."
-            )
-    options.update({key: value for key, value in spec.items() if key != "name"})
-    warmup = options.pop("warmup_epochs")
-    factor = _multiplier(spec["name"], epochs, **options)
-    return lambda epoch: factor(epoch) * min(1.0, (epoch + 1) / (warmup + 1))
-
-
-def check_training_config(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a training key out of range, or for keys that do not fit each other."""
-    check_keys(config, run_only=True)
-    build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
-    clip = config.get("clip_grad_norm")
-    if clip is not None and "max_norm" not in clip:
-        raise ValueError(f"clip_grad_norm [{clip}] must have a max_norm, such as {{max_norm: 1.0}}.")
-    metrics, topk = (
-        value if isinstance(value, (list, tuple)) else [value] for value in map(config.get, ("metrics", "topk"))
-    )
-    for metric in metrics:
-        if metric is not None and metric.lower() not in metric_types:
-            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}.")
-    name, _, k = str(config.get("valid_metric")).partition("@")
-    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
-        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
 
 
 class DiffusionTrainer(BothProtocols, Trainer):
@@ -119,6 +54,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.amp_dtype = AMP_DTYPES[config["amp_dtype"] or "bf16"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.limit_train_batches = config["limit_train_batches"]
+        self.curve: list[dict[str, Any]] = []  # what a caller notes after each validation; kept with the state
         self._train_data = None
         self._save_last = True
         self._resume_state = None
@@ -133,46 +69,26 @@ class DiffusionTrainer(BothProtocols, Trainer):
         """Train for one epoch and return the sum of the batch losses, as RecBole's does."""
         self._train_data = train_data
         if epoch_idx > self.start_epoch and self._save_last:
-            self._save_last_checkpoint(epoch_idx - 1)
+            self.save_last_checkpoint(epoch_idx - 1)
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         steps = min(len(train_data), self.limit_train_batches or len(train_data))
-        progress = tqdm(
-            train_data,
-            total=steps,
-            ncols=100,
-            desc=set_color(f"Train {epoch_idx:>5}", "pink"),
-            disable=not show_progress,
-        )
-        distributed = not self.config["single_spec"]
-        if distributed and train_data.shuffle:
+        title = set_color(f"Train {epoch_idx:>5}", "pink")
+        progress = tqdm(train_data, total=steps, ncols=100, desc=title, disable=not show_progress)
+        if not self.config["single_spec"] and train_data.shuffle:
             train_data.sampler.set_epoch(epoch_idx)
 
         total, pending, grad_norms = None, [], []
         for step, interaction in enumerate(progress):
             if step == steps:
                 break
-            interaction = interaction.to(self.device)
             self.optimizer.zero_grad()
-            sync_loss = 0
-            if distributed:
-                self.set_reduce_hook()
-                sync_loss = self.sync_grad_loss()
-            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
-                losses = loss_func(interaction)
-            # Some of RecBole's models return a loss of the shape [1].
-            losses = [loss.reshape(()) for loss in (losses if isinstance(losses, tuple) else (losses,))]
+            losses, sync_loss = self._losses(loss_func, interaction.to(self.device))
             pending.append(torch.stack([loss.detach().float() for loss in losses]))
             if len(pending) == CHECK_EVERY.get(self.device.type, 1) or step + 1 == steps:
                 total = self._add_finite(total, pending, epoch_idx, step)
                 pending = []
-            self.scaler.scale(sum(losses) + sync_loss).backward()
-            self.scaler.unscale_(self.optimizer)
-            if self.clip_grad_norm or step % GRAD_NORM_EVERY == 0:
-                clip = self.clip_grad_norm or {"max_norm": math.inf}
-                grad_norms.append(clip_grad_norm_(self.model.parameters(), **clip))
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            grad_norms += self._update(sum(losses) + sync_loss, step)
             if self.gpu_available and show_progress:
                 progress.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
         self.tensorboard.add_scalar("Train/gradient_norm", torch.stack(grad_norms).mean().item(), epoch_idx)
@@ -180,6 +96,29 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self._log_steps(epoch_idx)
         self.lr_scheduler.step()
         return total[0] if len(total) == 1 else tuple(total)
+
+    def _losses(self, loss_func, interaction) -> tuple[list[Tensor], Tensor | float]:
+        """The parts of a batch's loss, and what keeps the processes of a distributed run in step."""
+        sync_loss = 0
+        if not self.config["single_spec"]:
+            self.set_reduce_hook()
+            sync_loss = self.sync_grad_loss()
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
+            losses = loss_func(interaction)
+        # Some of RecBole's models return a loss of the shape [1].
+        return [loss.reshape(()) for loss in (losses if isinstance(losses, tuple) else (losses,))], sync_loss
+
+    def _update(self, loss: Tensor, step: int) -> list[Tensor]:
+        """One step of the optimizer; returns the gradients' norm where it is taken."""
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = []
+        if self.clip_grad_norm or step % GRAD_NORM_EVERY == 0:
+            clip = self.clip_grad_norm or {"max_norm": math.inf}
+            grad_norm = [clip_grad_norm_(self.model.parameters(), **clip)]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return grad_norm
 
     def _log_steps(self, epoch_idx: int) -> None:
         """Write to TensorBoard, by range of diffusion steps, the loss and how often the step sampler draws it."""
@@ -218,10 +157,10 @@ class DiffusionTrainer(BothProtocols, Trainer):
         if not ended:
             super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
             if saved and self.train_loss_dict:
-                self._save_last_checkpoint(max(self.train_loss_dict))
+                self.save_last_checkpoint(max(self.train_loss_dict))
         return self.best_valid_score, self.best_valid_result
 
-    def _save_last_checkpoint(self, epoch: int) -> None:
+    def save_last_checkpoint(self, epoch: int) -> None:
         """Write everything that the next epoch depends on."""
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
@@ -237,6 +176,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "train_loss_dict": self.train_loss_dict,
+            "curve": self.curve,
             "best_model_file": self.saved_model_file,
             "random_state": _random_state(self._train_data),
         }
@@ -253,7 +193,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             As ``compat.load_checkpoint``: missing, truncated, foreign, or of another model.
         """
         checkpoint = load_checkpoint(resume_file, model=self.config["model"])
-        old, new = run_settings(checkpoint["config"]), run_settings(self.config)
+        old, new = resume_settings(checkpoint["config"]), resume_settings(self.config)
         shared = sorted(old.keys() & new.keys())
         changed = [f"{key} [{new[key]}] was [{old[key]}]" for key in shared if old[key] != new[key]]
         if changed:
@@ -275,6 +215,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
             self.scaler.load_state_dict(checkpoint["scaler"])
             self.train_loss_dict = checkpoint["train_loss_dict"]
+            self.curve = checkpoint.get("curve", [])
             self._resume_state = checkpoint["random_state"]
         else:  # a best checkpoint: the schedule goes on from its epoch
             for group in self.optimizer.param_groups:
@@ -313,11 +254,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
             load_weights(self.model, load_checkpoint(path, model=self.config["model"]), path)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-
-
-def run_settings(config) -> dict[str, Any]:
-    """Parameters of a run that its continuation shares."""
-    return settings(config, without=CONTINUATION_KEYS)
 
 
 def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -1,0 +1,111 @@
+"""The tables of a comparison: metrics, tests against the baseline, and the papers' numbers beside them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from recbole.evaluator.register import smaller_metrics
+from scipy.stats import ttest_rel
+
+from recbole_diffusion.experiments.tables import Table, metric_cell, paper_cell
+
+PAPERS = Path(__file__).parent.parent.parent / "results" / "papers.csv"
+NOT_AVAILABLE = "n/a"
+ROUNDING = 2e-6  # differences of metrics with six decimals that are equal but for it
+
+Runs = dict[str, dict[int, dict[str, Any]]]  # model -> seed -> what its JSON file holds
+
+
+def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of the paired differences, p of the two-sided t-test and Cohen's d (mean over standard deviation, n - 1).
+
+    p and d are None for one pair, and where all differences are the same: there is no spread to test against.
+    """
+    differences = np.subtract(values, baseline)
+    mean = float(differences.mean())
+    if len(differences) < 2 or np.ptp(differences) <= ROUNDING:
+        return mean, None, None
+    return mean, float(ttest_rel(values, baseline).pvalue), float(mean / differences.std(ddof=1))
+
+
+def comparison_tables(runs: Runs, dataset: str, baseline: str) -> list[Table]:
+    """The tables of the models that have runs."""
+    metrics = list(next(iter(next(iter(runs.values())).values()))["test_result"])
+    tables = [metric_table(runs, dataset, metrics)]
+    if baseline in runs and len(runs) > 1:
+        tables.append(significance_table(runs, metrics, baseline))
+    papers = paper_table(list(runs), dataset, metrics)
+    return [*tables, papers] if papers else tables
+
+
+def _values(runs: Runs, model: str, metric: str, seeds: Sequence[int] | None = None) -> list[float]:
+    return [runs[model][seed]["test_result"][metric] for seed in seeds or sorted(runs[model])]
+
+
+def metric_table(runs: Runs, dataset: str, metrics: list[str]) -> Table:
+    """Mean and standard deviation of each test metric; all that print as the best are bold."""
+    columns = []
+    for metric in metrics:
+        values = {model: _values(runs, model, metric) for model in runs}
+        means = {model: f"{fmean(found):.4f}" for model, found in values.items()}
+        best = (min if metric.split("@")[0] in smaller_metrics else max)(means.values(), key=float)
+        columns.append([metric_cell(found, bold=means[model] == best) for model, found in values.items()])
+    rows = []
+    for model, cells in zip(runs, zip(*columns, strict=True), strict=True):
+        epochs = fmean([found["epochs"] for found in runs[model].values()])
+        rows.append([model, *cells, str(len(runs[model])), f"{epochs:.1f}"])
+    text = "Test metrics: mean ± standard deviation (n - 1) over training seeds, the best in bold."
+    return Table(f"Metrics on {dataset}", text, ["model", *metrics, "seeds", "epochs"], rows)
+
+
+def significance_table(runs: Runs, metrics: list[str], baseline: str) -> Table:
+    """Difference to the baseline, p and effect size over the seeds that a model shares with it."""
+    rows = []
+    for model in runs:
+        seeds = sorted(runs[model].keys() & runs[baseline].keys())
+        if model == baseline or not seeds:
+            continue
+        for metric in metrics:
+            mean, p, d = paired_test(_values(runs, model, metric, seeds), _values(runs, baseline, metric, seeds))
+            tested = [NOT_AVAILABLE] * 2 if p is None else [f"{p:.2g}", f"{d:+.2f}"]
+            rows.append([model, metric, f"{mean:+.4f}", *tested, str(len(seeds))])
+    text = (
+        "Model minus baseline, seed by seed: mean difference, p of the two-sided paired t-test (not corrected for the "
+        f"number of tests), effect size (Cohen's d of the paired differences). {NOT_AVAILABLE}: one seed, or no spread."
+    )
+    return Table(f"Against {baseline}", text, ["model", "metric", "difference", "p", "d", "seeds"], rows)
+
+
+def paper_table(models: list[str], dataset: str, metrics: list[str]) -> Table | None:
+    """What the papers report of these models on this dataset; None where there is nothing."""
+    if not PAPERS.is_file():
+        print("The papers' numbers are left out: results/papers.csv comes with a checkout alone.")
+        return None
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    with PAPERS.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            # A paper may have versions of a model, "DiffuRecSys (V1)", and another spelling, "Bert4Rec".
+            name = line["model"].partition(" (")[0].lower()
+            if line["dataset"] == dataset and name in map(str.lower, models):
+                value = paper_cell(float(line["value"]), float(line["std"]) if line["std"] else None)
+                key = (line["model"], line["paper"], line["table"])
+                found.setdefault(key, {})[_as_hit(line["metric"])] = value
+    if not found:
+        print(f"results/papers.csv has no numbers of these models on {dataset}.")
+        return None
+    order = list(map(str.lower, models))
+    keys = sorted(found, key=lambda key: order.index(key[0].partition(" (")[0].lower()))
+    rows = [[*key, *(found[key].get(_as_hit(metric), "") for metric in metrics)] for key in keys]
+    text = "From results/papers.csv, under the papers' own settings."
+    return Table(f"The papers' numbers on {dataset}", text, ["model", "paper", "table", *metrics], rows)
+
+
+def _as_hit(metric: str) -> str:
+    """One item of a user is right, so HR, hit and recall are one."""
+    return re.sub(r"^(hr|recall)@", "hit@", metric.lower())

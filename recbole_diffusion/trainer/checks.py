@@ -1,0 +1,29 @@
+"""Checks of the keys of training, before any data is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole.evaluator import metric_types
+
+from recbole_diffusion.config.checks import check_keys
+from recbole_diffusion.trainer.learning_rate import build_lr_lambda
+
+
+def check_training_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a training key out of range, or for keys that do not fit each other."""
+    check_keys(config, run_only=True)
+    build_lr_lambda(config.get("lr_scheduler"), config.get("epochs") or 1)
+    clip = config.get("clip_grad_norm")
+    if clip is not None and "max_norm" not in clip:
+        raise ValueError(f"clip_grad_norm [{clip}] must have a max_norm, such as {{max_norm: 1.0}}.")
+    metrics, topk = (
+        value if isinstance(value, (list, tuple)) else [value] for value in map(config.get, ("metrics", "topk"))
+    )
+    for metric in metrics:
+        if metric is not None and metric.lower() not in metric_types:
+            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}.")
+    name, _, k = str(config.get("valid_metric")).partition("@")
+    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
+        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
