@@ -66,7 +66,9 @@ class Evaluation:
         self.model_file, self.seed, self.log_dir = Path(model_file), seed, Path(log_dir)
         self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file)
         if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-            raise ValueError(f"model_file [{model_file}] holds [{self.config['model']}], and must hold a sequential model.")
+            raise ValueError(
+                f"model_file [{model_file}] holds [{self.config['model']}], and must hold a sequential model."
+            )
         self.model.eval()
         self.is_diffusion = isinstance(self.model, DiffusionRecommender)
         self.train, test = train_data._dataset, test_data._dataset
