@@ -104,8 +104,10 @@ def load_manifest(path: Path = MANIFEST) -> Manifest:
         if slugs.count(row.slug) > 1:
             raise ValueError(f"manifest: name [{row.name}] stands twice, or differs from another by punctuation alone.")
         _check_choices(f"per_dataset of [{row.name}]", row.per_dataset, manifest.datasets)
-        if row.paper is not None and row.paper.keys() != {"paper", "table", "model"}:
-            raise ValueError(f"manifest: paper of [{row.name}] must have the keys paper, table, model.")
+        if row.paper is not None and row.paper.keys() - {"protocol"} != {"paper", "table", "model"}:
+            raise ValueError(
+                f"manifest: paper of [{row.name}] must have the keys paper, table, model, and maybe protocol."
+            )
     _check_choices("baseline", [manifest.baseline], [row.name for row in rows])
     if not manifest.seeds:
         raise ValueError("manifest: seeds [] must hold one at least.")

@@ -23,8 +23,9 @@ The papers' tables on the papers' data, run again. Written by `benchmarks/reprod
 training, with its parameters, versions, device and validation curve; do not edit this page, but the texts in
 `results/notes/`.
 
-Protocol: leave-one-out (a user's last item is for testing, the one before for validation), every item is a candidate,
-those of the history too; Amazon data 5-core, ml-1m whole. Training ends early on validation NDCG@10, and the epoch that
+Protocol: leave-one-out (a user's last item is for testing, the one before for validation); Amazon data 5-core, ml-1m
+whole. A row's first line ranks every item, those of the history too; `history masked` ranks without them. A paper's
+values stand beside the protocol that it follows. Training ends early on validation NDCG@10, and the epoch that
 was best there is tested. HR@k is RecBole's `hit@k`, and equals recall, as one item a user is right.
 
 Ours: the mean over training seeds, ± the standard deviation over them (n - 1), and the number of seeds. Papers' values
@@ -66,9 +67,10 @@ def load_runs(results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items()}
 
 
-def metric_of(run: Mapping[str, Any], metric: str) -> float:
-    """A test metric by the papers' name for it."""
-    return run["test_result"][metric.lower().replace("hr@", "hit@")]
+def metric_of(run: Mapping[str, Any], metric: str, protocol: str = "candidates") -> float:
+    """A test metric by the papers' name for it, under a protocol; the first runs have that of candidates alone."""
+    found = run["test_results"][protocol] if run.get("test_results") else run["test_result"]
+    return found[metric.lower().replace("hr@", "hit@")]
 
 
 def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], papers: Mapping) -> str:
@@ -81,22 +83,29 @@ def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], pap
         if changed:
             changes.append(f"- {row.name}: {', '.join(changed)}\n")
         lines.append([f"**{row.name}**{' †' if changed else ''}", *cells, *effort(own)])
+        masked = [run for run in own if run.get("test_results")]
+        if masked:
+            lines.append(
+                ["history masked", *(measured_cell(masked, metric, "masked") for metric in METRICS), "", "", ""]
+            )
         if not paper:
             continue
         source = f"{manifest.papers.get(row.paper['paper'], row.paper['paper'])}, {row.paper['table']}"
         lines.append(
             [source, *(paper_cell(*paper[metric]) if metric in paper else "" for metric in METRICS), "", "", ""]
         )
-        differences = [difference_cell(own, metric, paper.get(metric)) for metric in METRICS]
-        lines.append(["difference", *differences, "", "", ""])
+        protocol = row.paper.get("protocol", "candidates")
+        compared = masked if protocol == "masked" else own
+        differences = [difference_cell(compared, metric, paper.get(metric), protocol) for metric in METRICS]
+        lines.append(["difference" + ", masked" * (protocol == "masked"), *differences, "", "", ""])
     head = ["", *METRICS, "epochs (best)", "seconds", "device"]
     mark = "\n† Run with other parameters than are the defaults now; delete its files in `runs/` to run it again:\n\n"
     return markdown_table(head, lines) + (mark + "".join(changes) if changes else "")
 
 
-def measured_cell(runs: list[dict[str, Any]], metric: str) -> str:
+def measured_cell(runs: list[dict[str, Any]], metric: str, protocol: str = "candidates") -> str:
     """Mean, spread and number of seeds."""
-    return f"{metric_cell([metric_of(run, metric) for run in runs])} ({len(runs)})" if runs else NOT_RUN
+    return f"{metric_cell([metric_of(run, metric, protocol) for run in runs])} ({len(runs)})" if runs else NOT_RUN
 
 
 def effort(runs: list[dict[str, Any]]) -> list[str]:
@@ -114,13 +123,15 @@ def device_label(part: Mapping[str, Any]) -> str:
     return part["device"] + (f", {count} thread{'s' * (count > 1)}" if part["device_type"] == "cpu" else "")
 
 
-def difference_cell(runs: list[dict[str, Any]], metric: str, value: tuple[float, float | None] | None) -> str:
+def difference_cell(
+    runs: list[dict[str, Any]], metric: str, value: tuple[float, float | None] | None, protocol: str
+) -> str:
     """Ours minus the paper's, also as a share of the paper's."""
     if value is None:
         return ""
     if not runs:
         return NOT_RUN
-    difference = statistics.fmean(metric_of(run, metric) for run in runs) - value[0]
+    difference = statistics.fmean(metric_of(run, metric, protocol) for run in runs) - value[0]
     return f"{difference:+.4f} ({difference / value[0]:+.1%})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,12 +14,16 @@ from recbole.evaluator.register import smaller_metrics
 from scipy.stats import ttest_rel
 
 from recbole_diffusion.experiments.tables import Table, metric_cell, paper_cell
+from recbole_diffusion.protocols import PROTOCOLS
 
 PAPERS = Path(__file__).parent.parent.parent / "results" / "papers.csv"
 NOT_AVAILABLE = "n/a"
 ROUNDING = 2e-6  # differences of metrics with six decimals that are equal but for it
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # model -> seed -> what its JSON file holds
+Metrics = Mapping[str, float]
+Values = Mapping[str, Mapping[int, Metrics]]  # model -> seed -> test metrics under one protocol
+PROTOCOL_WORDS = {"candidates": "as candidates", "masked": "masked"}
 
 
 def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -35,20 +39,31 @@ def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[flo
 
 
 def comparison_tables(runs: Runs, dataset: str, baseline: str) -> list[Table]:
-    """The tables of the models that have runs."""
-    metrics = list(next(iter(next(iter(runs.values())).values()))["test_result"])
-    tables = [metric_table(runs, dataset, metrics)]
-    if baseline in runs and len(runs) > 1:
-        tables.append(significance_table(runs, metrics, baseline))
+    """The tables of the models that have runs: of both protocols, where every model was ranked under both."""
+    every = [run for found in runs.values() for run in found.values()]
+    metrics, tables = list(every[0]["test_result"]), []
+    for protocol in PROTOCOLS if all(run.get("test_results") for run in every) else (None,):
+        values = {
+            model: {seed: _metrics(run, protocol) for seed, run in found.items()} for model, found in runs.items()
+        }
+        epochs = {model: fmean(run["epochs"] for run in found.values()) for model, found in runs.items()}
+        words = f", history {PROTOCOL_WORDS[protocol]}" if protocol else ""
+        tables.append(metric_table(values, epochs, f"{dataset}{words}", metrics))
+        if baseline in runs and len(runs) > 1:
+            tables.append(significance_table(values, metrics, baseline, words))
     papers = paper_table(list(runs), dataset, metrics)
     return [*tables, papers] if papers else tables
 
 
-def _values(runs: Runs, model: str, metric: str, seeds: Sequence[int] | None = None) -> list[float]:
-    return [runs[model][seed]["test_result"][metric] for seed in seeds or sorted(runs[model])]
+def _metrics(run: Mapping[str, Any], protocol: str | None) -> Metrics:
+    return run["test_results"][protocol] if protocol else run["test_result"]
 
 
-def metric_table(runs: Runs, dataset: str, metrics: list[str]) -> Table:
+def _values(runs: Values, model: str, metric: str, seeds: Sequence[int] | None = None) -> list[float]:
+    return [runs[model][seed][metric] for seed in seeds or sorted(runs[model])]
+
+
+def metric_table(runs: Values, epochs: Mapping[str, float], title: str, metrics: list[str]) -> Table:
     """Mean and standard deviation of each test metric; all that print as the best are bold."""
     columns = []
     for metric in metrics:
@@ -58,13 +73,12 @@ def metric_table(runs: Runs, dataset: str, metrics: list[str]) -> Table:
         columns.append([metric_cell(found, bold=means[model] == best) for model, found in values.items()])
     rows = []
     for model, cells in zip(runs, zip(*columns, strict=True), strict=True):
-        epochs = fmean([found["epochs"] for found in runs[model].values()])
-        rows.append([model, *cells, str(len(runs[model])), f"{epochs:.1f}"])
+        rows.append([model, *cells, str(len(runs[model])), f"{epochs[model]:.1f}"])
     text = "Test metrics: mean ± standard deviation (n - 1) over training seeds, the best in bold."
-    return Table(f"Metrics on {dataset}", text, ["model", *metrics, "seeds", "epochs"], rows)
+    return Table(f"Metrics on {title}", text, ["model", *metrics, "seeds", "epochs"], rows)
 
 
-def significance_table(runs: Runs, metrics: list[str], baseline: str) -> Table:
+def significance_table(runs: Values, metrics: list[str], baseline: str, words: str = "") -> Table:
     """Difference to the baseline, p and effect size over the seeds that a model shares with it."""
     rows = []
     for model in runs:
@@ -79,7 +93,7 @@ def significance_table(runs: Runs, metrics: list[str], baseline: str) -> Table:
         "Model minus baseline, seed by seed: mean difference, p of the two-sided paired t-test (not corrected for the "
         f"number of tests), effect size (Cohen's d of the paired differences). {NOT_AVAILABLE}: one seed, or no spread."
     )
-    return Table(f"Against {baseline}", text, ["model", "metric", "difference", "p", "d", "seeds"], rows)
+    return Table(f"Against {baseline}{words}", text, ["model", "metric", "difference", "p", "d", "seeds"], rows)
 
 
 def paper_table(models: list[str], dataset: str, metrics: list[str]) -> Table | None:
