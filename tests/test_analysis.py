@@ -114,6 +114,7 @@ def test_the_page_needs_no_network(report):
     assert set(re.findall(r'href="([^"]*)"', body)) == {f"{name}.csv" for name in SECTIONS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, overrides",
     [
@@ -348,6 +349,7 @@ def test_a_model_that_scores_given_items_alone_is_refused(trained, evaluation, m
         analyse(trained.file, "out", ["length"])
 
 
+@pytest.mark.slow
 def test_the_command(trained, tmp_path):
     options = [f"--model_file={trained.file}", "--output=out", "--sections=length, plateau", "--max_users=100"]
     command = [sys.executable, "-W", "ignore", "-m", "recbole_diffusion.analysis", *options]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 
 import pytest
 
@@ -21,15 +22,20 @@ def room_of(path) -> str:
 ROOMS = {room_of(path) for path in FILES} - {"__init__"}
 
 
-def imported_rooms(path) -> set[str]:
-    """Rooms of this package that a file imports, inside functions, too."""
-    names = set()
+def imports_of(path):
+    """Full names of what a file imports, inside functions, too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    rooms = {name.split(".")[1] for name in names if name.startswith("recbole_diffusion.")}
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots = list(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else []
+            module = ".".join([*dots, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imported_rooms(path) -> set[str]:
+    """Other rooms of this package that a file imports."""
+    rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("recbole_diffusion.")}
     return (rooms & ROOMS) - {room_of(path)}
 
 
@@ -63,6 +69,17 @@ def test_every_file_that_the_documents_name_is_there():
     assert len(named) > 15
     for path in named:
         assert any(list(root.glob(path.rstrip("/"))) for root in (ROOT, PACKAGE)), f"{path} is not there"
+
+
+def test_diffusion_utils_import_torch_alone():
+    for path in (PACKAGE / "diffusion_utils").glob("*.py"):
+        ours = {name for name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names}
+        assert all(name.split(".")[0] == "torch" or name.startswith("recbole_diffusion.diffusion") for name in ours)
+
+
+def test_a_model_imports_no_other_model():
+    for path in (PACKAGE / "model").glob("*.py"):
+        assert not [name for name in imports_of(path) if name.startswith("recbole_diffusion.model")], path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -25,6 +25,7 @@ def files(folder) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
     epochs, cut = [], (("DiffuRec", 2, 2),)
 
@@ -60,6 +61,7 @@ def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypat
     assert "## Against SASRec" in result["markdown"].read_text()
 
 
+@pytest.mark.slow
 def test_the_command_line_reaches_every_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "small.yaml").write_text("hidden_size: 16\nn_heads: 2\nn_layers: 1\ninner_size: 32\nepochs: 5\n")
     words = ["--models=DiffuRec,SASRec,Pop", "--dataset=markov-toy", "--seeds=7,", "--config_files=small.yaml"]

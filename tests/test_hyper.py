@@ -145,6 +145,7 @@ def test_every_value_of_our_params_files_is_accepted(file):
 # ------------------------------------------------------------------ HyperOpt
 
 
+@pytest.mark.slow
 def test_hyperopt_covers_the_grid_and_its_yaml_trains_to_the_same_metrics(trained):
     found = toy_search(tool="Hyperopt", max_evals=9, display_file="plots/toy.html")
     points = [(trial["params"]["learning_rate"], trial["params"]["num_steps"]) for trial in found["trials"]]
@@ -340,6 +341,7 @@ def test_an_output_of_another_search_is_not_mixed_with_this_one(trained):
 # ------------------------------------------------------------------ Ray
 
 
+@pytest.mark.slow
 def test_ray_searches_from_another_folder_and_continues(monkeypatch):
     # Above all else RecBole reads the command line: neither ours nor that of Ray's workers may reach a trial.
     monkeypatch.setattr(sys, "argv", ["run_hyper.py", "--hidden_size=31", "--epochs=0"])
@@ -372,6 +374,7 @@ def script(*args):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_command_that_trains_with_the_best():
     Path("base.yaml").write_text(yaml.safe_dump({**SHORT, "model": "DiffuRecSys", "dataset": "markov-toy"}))
     data = f"--data_path={ROOT / 'dataset'}"
@@ -384,6 +387,7 @@ def test_the_script_prints_a_command_that_trains_with_the_best():
     assert lines[-1] == command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -21,6 +21,7 @@ def script(*args, cwd):
     return subprocess.run([*SCRIPT, *args], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_script_trains_on_ml_100k_and_prints_its_metrics(tmp_path):
     quick = f"--config_files={ROOT / 'props' / 'quick_start.yaml'}"
     done = script("-m", "DiffuRecSys", "-d", "ml-100k", quick, "--epochs=1", "--limit_train_batches=3", cwd=tmp_path)
@@ -34,6 +35,7 @@ def test_the_script_trains_on_ml_100k_and_prints_its_metrics(tmp_path):
     assert (tmp_path / file).is_file()
 
 
+@pytest.mark.slow
 def test_help_lists_the_models(tmp_path):
     from recbole_diffusion import MODELS
 
@@ -44,6 +46,7 @@ def test_help_lists_the_models(tmp_path):
     assert done.returncode == 0 and "  learning_rate: a number > 0 and <= 10\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_print_config_names_the_source_of_each_value(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "epochs: 7\nseed: 3\nlearning_rate: 0.1\nper_model: {CDDRec: {n_heads: 2}, SASRec: {n_heads: 1}}\n"
@@ -71,6 +74,7 @@ def test_print_config_names_the_source_of_each_value(tmp_path):
     assert not list(tmp_path.glob("saved*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [

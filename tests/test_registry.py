@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
 import sys
@@ -25,19 +24,6 @@ from .conftest import ROOT, toy_config
 
 PACKAGE = ROOT / "recbole_diffusion"
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
-# The rooms from the ground floor up: a room imports from lower floors alone. The lowest import nothing of ours.
-FLOORS = [
-    {"diffusion_utils", "config", "compat", "cli", "version"},
-    {"data"},
-    {"modules"},
-    {"model", "protocols"},
-    {"trainer"},
-    {"registry"},
-    {"quick_start"},
-    {"recommend", "analysis", "experiments"},
-    {"compare"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -240,36 +226,6 @@ def test_registering_twice_wraps_once():
 
 
 # ---------------------------------------------------------------- the rules of the house
-
-
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            dots = list(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else []
-            yield ".".join([*dots, node.module or ""])
-
-
-def test_imports_run_one_way():
-    for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("recbole_diffusion.")}
-        for other in rooms - {room}:
-            assert FLOOR[other] < FLOOR[room], f"{path} imports {other}"
-
-
-def test_diffusion_utils_import_torch_alone():
-    for path in (PACKAGE / "diffusion_utils").glob("*.py"):
-        ours = {name for name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names}
-        assert all(name.split(".")[0] == "torch" or name.startswith("recbole_diffusion.diffusion") for name in ours)
-
-
-def test_a_model_imports_no_other_model():
-    for path in (PACKAGE / "model").glob("*.py"):
-        assert not [name for name in imports_of(path) if name.startswith("recbole_diffusion.model")], path
 
 
 def test_every_model_file_is_registered_and_has_its_props():

@@ -78,6 +78,7 @@ def without_time(run):
 # ---------------------------------------------------------------------- running
 
 
+@pytest.mark.slow
 def test_it_runs_what_is_missing_and_the_page_says_what_the_files_say(tmp_path, capsys):
     assert call(tmp_path, "--runs=Diffu Rec,Pop", "--seeds=1")
     run = result(tmp_path, "Diffu-Rec.markov-toy.1")
@@ -132,6 +133,7 @@ def test_it_runs_what_is_missing_and_the_page_says_what_the_files_say(tmp_path, 
     assert counted == len(users) - 2 * len(set(users))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, slug", [("Diffu Rec", "Diffu-Rec"), ("SASRec", "SASRec")])
 def test_a_run_cut_at_any_point_goes_on_to_the_same_end(tmp_path, monkeypatch, name, slug):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -173,6 +175,7 @@ def test_a_run_cut_at_any_point_goes_on_to_the_same_end(tmp_path, monkeypatch, n
     assert not (tmp_path / "cut").exists()
 
 
+@pytest.mark.slow
 def test_when_the_time_is_up_it_stops_after_an_epoch_and_loses_none(tmp_path, capsys):
     args = arguments(tmp_path, "--runs=Diffu Rec", "--seeds=1")
     job = manifests.Job(manifests.load_manifest(args.manifest).runs[0], "markov-toy", 1)
@@ -217,6 +220,7 @@ def test_a_run_in_progress_elsewhere_is_left_alone(tmp_path, capsys):
     assert call(tmp_path, "--runs=Pop", "--seeds=1") and result(tmp_path, "Pop.markov-toy.1")
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_told_and_the_others_run(tmp_path, capsys):
     broken = {"name": "Broken", "model": "DiffuRec", "config": {"noise_schedule": "linaer"}}
     unknown = {"name": "Unknown", "model": "NoSuchModel"}
@@ -255,6 +259,7 @@ def test_what_is_not_in_the_manifest_is_refused(tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_script_names_what_is_wrong_without_a_traceback(tmp_path):
     script = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "reproduce.py"), "--runs=Pop", "--set=epochs=1"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -165,6 +165,7 @@ def test_a_resumed_run_equals_the_one_that_was_not_cut(tmp_path):
     assert Path(again["model_file"]).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_recbole_models_resume_too(tmp_path):
     def sasrec(folder, **overrides):
         config = {**QUIET, "epochs": 3, "checkpoint_dir": str(tmp_path / folder), "hidden_size": 32, **overrides}
@@ -286,6 +287,7 @@ print(json.dumps(dict(result["test_result"])))
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(tmp_path):
     """SIGKILL at three random moments, then resume: the same metrics to the last bit."""
     import json

@@ -128,6 +128,7 @@ def test_prefix_rows_are_recboles_in_its_order(folder, eval_args, length):
         assert (ours.inter_matrix("csr") != theirs.inter_matrix("csr")).nnz == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ml-100k", "markov-toy"])
 def test_prefix_rows_are_recboles_on_real_data(name):
     config = build_config("SASRec", name, None, {"state": "ERROR", "train_neg_sample_args": None, "loss_type": "CE", **(

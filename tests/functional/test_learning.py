@@ -15,6 +15,8 @@ from recbole_diffusion.quick_start import train_and_test
 
 from ..conftest import toy_config
 
+pytestmark = pytest.mark.slow
+
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 # What a model needs to learn the rule within half a minute, and what it then reaches at least.
 SETTINGS = {
