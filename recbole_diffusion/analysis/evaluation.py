@@ -16,6 +16,7 @@ from plotly.graph_objects import Figure
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import seed_average
 from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
@@ -114,6 +115,7 @@ class Evaluation:
                     "allowed: a model that scores all items."
                 ) from None
             scores[:, 0] = -torch.inf
+            check_scores(scores, self.config["model"])
             found.append([part.cpu() for part in scores.topk(min(PLATEAU_K, self.n_items - 1))])
         scores, items = (torch.cat(parts) for parts in zip(*found, strict=True))
         return items, scores
@@ -145,7 +147,9 @@ class Evaluation:
         """Generated embedding of every row's next item under each of ``seeds``, [S, U, D]."""
         seeds = self.seeds
         parts = [self.model.sample_start(self.batch(rows), seeds).cpu() for rows in self.batches(len(seeds))]
-        return torch.cat(parts, dim=1)
+        x_start = torch.cat(parts, dim=1)
+        check_scores(x_start.abs(), self.config["model"])
+        return x_start
 
     @cached_property
     @torch.no_grad()

@@ -20,6 +20,7 @@ from recbole_diffusion.analysis.evaluation import (
     quintiles,
 )
 from recbole_diffusion.analysis.plateau import avg_change
+from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import SeedNoise, sample, strided_steps
 
 MOST_STAGES = 32
@@ -67,11 +68,12 @@ def _inner_products(evaluation: Evaluation):
     with torch.no_grad():
         for rows in evaluation.batches(1):
             x_start = evaluation.generated[rows].to(evaluation.config["device"])
-            yield best_scores(evaluation.model.item_scores(x_start)).cpu()
+            yield best_scores(evaluation, evaluation.model.item_scores(x_start)).cpu()
 
 
-def best_scores(scores: Tensor) -> Tensor:
-    """The best 40 scores of items, [..., n_items] to [..., 40], the padding item left out."""
+def best_scores(evaluation: Evaluation, scores: Tensor) -> Tensor:
+    """The best 40 scores of items, [..., n_items] to [..., 40], the padding item left out; ValueError for NaN."""
+    check_scores(scores, evaluation.config["model"])
     return scores[..., 1:].topk(min(PLATEAU_K, scores.shape[-1] - 1)).values
 
 
@@ -93,7 +95,7 @@ def stages(evaluation: Evaluation) -> Section:
         for rows in evaluation.batches(1):
             found = start_predictions(model, evaluation.batch(rows), seed)
             scores = [model.item_scores(x_start) for x_start in found.values()]
-            change.append(torch.stack([avg_change(best_scores(part)).cpu() for part in scores]))
+            change.append(torch.stack([avg_change(best_scores(evaluation, part)).cpu() for part in scores]))
             top = [part.topk(min(K, evaluation.n_items - 1)).indices.cpu() for part in scores]
             gain.append(ndcg(place_of(torch.stack(top), evaluation.target[rows])))
     change, steps = torch.cat(change, 1).numpy(), list(found)

@@ -3,7 +3,7 @@
 Nothing outside this folder knows of versions.
 """
 
-from recbole_diffusion.compat import atomic_files, checkpoint, timestamps, versions
+from recbole_diffusion.compat import atomic_files, checkpoint, finite, timestamps, versions
 
 
 def apply() -> None:
@@ -18,4 +18,5 @@ def apply() -> None:
     versions.bridge_download()
     atomic_files.bridge_reading()
     timestamps.bridge_timestamps()
+    finite.bridge_scores()
     checkpoint.bridge_checkpoints()

@@ -39,11 +39,11 @@ def _with_short_time(build):
     def wrapper(self: Dataset) -> list[Dataset]:
         datasets = build(self)
         for dataset in (self, *datasets):
-            rows = dataset.inter_feat
-            if type(rows) is Interaction:  # a class of its own answers for its columns itself
-                for field in (self.time_field, f"{self.time_field}{self.config['LIST_SUFFIX']}"):
-                    if field in rows and rows[field].dtype == torch.float64:
-                        rows[field] = rows[field].float()
+            rows = vars(dataset.inter_feat)
+            columns = rows["table"] if "table" in rows else rows["interaction"]  # rows gathered later have a table
+            for field in (self.time_field, f"{self.time_field}{self.config['LIST_SUFFIX']}"):
+                if field in columns and columns[field].dtype == torch.float64:
+                    columns[field] = columns[field].float()
         return datasets
 
     return wrapper

@@ -7,25 +7,31 @@ A line of the input is a list of item tokens, oldest first, ``["1193", "661"]``,
 other keys are passed on, ``{"user": "u7", "history": ["1193", "661"]}``. A line of the output has ``items``, best
 first, ``scores``, ``spread`` (the standard deviation of each score over the seeds; null with less than two) and
 ``unknown`` (tokens that the model does not know and left out).
+
+The file of ``--output`` appears when it is whole. A job that is cut leaves what is done beside it, in
+``<output>.partial`` with a manifest, and goes on there when it is started again in the same words.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from recbole_diffusion.cli import errors_in_one_line
+from recbole_diffusion.compat.files import checksum
 from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.recommend.lines import dumps, recommend_lines
-from recbole_diffusion.recommend.recommender import Recommender
+from recbole_diffusion.recommend.output import PART, PartialOutput
+from recbole_diffusion.recommend.recommender import Recommender, batches
 
 
 def _seeds(text: str) -> Any:
@@ -61,26 +67,50 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with errors_in_one_line():
-        for name in ("topk", "batch_size"):
-            if getattr(args, name) is not None:
-                check_number(vars(args), name, Integral, 1)
-        if args.input and not Path(args.input).exists():
-            raise FileNotFoundError(f"input [{args.input}] does not exist.")
-        if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):
-            raise ValueError(f"output [{args.output}] is the input, and would be lost: name another file.")
-        recommender, start, done = Recommender(args.model_file, args.inference_seeds), time.perf_counter(), 0
-        with ExitStack() as files:
-            lines: Iterable[str] = [json.dumps([token.strip() for token in (args.history or "").split(",") if token])]
-            if args.input:
-                lines = files.enter_context(open(args.input, encoding="utf-8"))
-            out = files.enter_context(open(args.output, "w", encoding="utf-8")) if args.output else sys.stdout
-            options = (args.topk, args.exclude_seen, args.batch_size, args.keep_going)
-            for record in recommend_lines(recommender, lines, *options):
-                out.write(dumps(record) + "\n")
-                done += 1
+        _check(args)
+        start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds)
+        if args.history is not None:
+            tokens = [token.strip() for token in args.history.split(",") if token]
+            lines: Iterable[bytes] = [json.dumps(tokens).encode()]
+            done = _write(recommender, lines, args)
+        else:
+            with open(args.input, "rb") as lines:
+                done = _write(recommender, lines, args)
         if args.output:
             seconds = time.perf_counter() - start
             print(f"{done:,} histories in {seconds:.1f} s, {done / seconds:,.0f} a second: {args.output}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("topk", "batch_size"):
+        if getattr(args, name) is not None:
+            check_number(vars(args), name, Integral, 1)
+    if args.input and not Path(args.input).exists():
+        raise FileNotFoundError(f"input [{args.input}] does not exist.")
+    if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):
+        raise ValueError(f"output [{args.output}] is the input, and would be lost: name another file.")
+
+
+def _write(recommender: Recommender, lines: Iterable[bytes], args: argparse.Namespace) -> int:
+    """Write a line for each history, to a file part by part; return how many this process wrote."""
+    settings = {"k": args.topk, "exclude_seen": args.exclude_seen, "keep_going": args.keep_going}
+    size = args.batch_size or recommender.batch_size
+    output = Path(args.output) if args.output else None
+    if output is None or (output.exists() and not output.is_file() and not output.is_dir()):  # a pipe, or /dev/null
+        with open(output, "w") if output else nullcontext(sys.stdout) as out:
+            records = recommend_lines(recommender, lines, batch_size=size, **settings)
+            return sum(bool(out.write(dumps(record) + "\n")) for record in records)
+    job = {**settings, "batch_size": size, "seeds": args.inference_seeds, "model": checksum(args.model_file)}
+    with PartialOutput(output, job) as out:
+        before = out.records
+        if before:
+            print(f"{before:,} histories were done before.")
+        for part in batches(out.rest(lines), size * math.ceil(PART / size)):
+            for record in recommend_lines(recommender, part, batch_size=size, first=out.lines + 1, **settings):
+                out.write(dumps(record) + "\n")
+            out.part_done()
+        out.finish()
+        return out.records - before
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from recbole.utils import ModelType, get_model
 from torch import Tensor
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.diffusion_utils import resolve_seeds
 from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
+from recbole_diffusion.trainer import load_weights
 
 TRIM_EVERY = 4  # batches between two times that free memory is handed back
 
@@ -82,8 +84,7 @@ class Recommender:
         self.name, tokens = config["model"], state.get("item_tokens")
         try:
             model = get_model(self.name)(config, Catalogue(config["ITEM_ID_FIELD"], tokens)).to(config["device"])
-            model.load_state_dict(checkpoint["state_dict"])
-            model.load_other_parameter(state)
+            load_weights(model, checkpoint, model_file)
         except NeedsData:
             config, model, dataset, *_ = load_data_and_model(model_file)
             tokens = dataset.field2id_token[dataset.iid_field].tolist()
@@ -137,7 +138,9 @@ class Recommender:
         if exclude_seen:
             seen = _padded([known for known, _ in encoded], max(len(known) for known, _ in encoded)).to(self.device)
         found = []
-        scores, items, spread = (part if part is None else part.tolist() for part in self._topk(interaction, k, seen))
+        best = self._topk(interaction, k, seen)
+        check_scores(best[0], self.name, may_be_empty=True)
+        scores, items, spread = (part if part is None else part.tolist() for part in best)
         for row, (_, unknown) in enumerate(encoded):
             left = sum(score > -torch.inf for score in scores[row])  # excluded items come last
             tokens = [self.tokens[item] for item in items[row][:left]]

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
+from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
@@ -91,6 +92,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             grad_norms += self._update(sum(losses) + sync_loss, step)
             if self.gpu_available and show_progress:
                 progress.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
+        check_parameters(self.model, f"after epoch {epoch_idx}")
         self.tensorboard.add_scalar("Train/gradient_norm", torch.stack(grad_norms).mean().item(), epoch_idx)
         self.tensorboard.add_scalar("Train/learning_rate", self.lr_scheduler.get_last_lr()[0], epoch_idx)
         self._log_steps(epoch_idx)
@@ -262,13 +264,14 @@ def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None
     Raises
     ------
     ValueError
-        They are of other shapes or names; ``path`` is for the message.
+        They are of other shapes or names, or not finite; ``path`` is for the message.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
     model.load_other_parameter(checkpoint.get("other_parameter"))
+    check_parameters(model, f"model_file [{path}]")
 
 
 def _keep_item_tokens(model, dataset) -> None:
