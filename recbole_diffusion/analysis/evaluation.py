@@ -79,7 +79,9 @@ class Evaluation:
             rows = rows[torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))[:max_users]]
         self.rows = rows.sort().values
         # As RecBole's loader does: some of its models read a history changed by the loader.
-        self.interaction = test_data.transform(test, test[self.rows])
+        batch = test[self.rows]
+        self.history: tuple[Tensor, Tensor] | None = getattr(batch, "seen", None)  # (row, item) of all that users had
+        self.interaction = test_data.transform(test, batch)
         self.target = self.interaction[test.iid_field]
         self.popularity = np.bincount(self.train.inter_matrix(form="coo").col, minlength=self.n_items)
         self.history_length = _history_length(train_data._dataset, valid_data._dataset, test)[self.rows.numpy()]
@@ -97,8 +99,8 @@ class Evaluation:
 
     @cached_property
     @torch.no_grad()
-    def ranking(self) -> tuple[Tensor, Tensor]:
-        """The best items of each row and their scores, [U, 40] each (fewer in a smaller catalogue).
+    def _ranking(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and items of ``ranking``, [U, 40] each, and ``masked_places`` [U].
 
         Raises
         ------
@@ -116,9 +118,33 @@ class Evaluation:
                 ) from None
             scores[:, 0] = -torch.inf
             check_scores(scores, self.config["model"])
-            found.append([part.cpu() for part in scores.topk(min(PLATEAU_K, self.n_items - 1))])
-        scores, items = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return items, scores
+            best = scores.topk(min(PLATEAU_K, self.n_items - 1))
+            found.append([part.cpu() for part in (*best, self._place_without_history(scores, rows))])
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def _place_without_history(self, scores: Tensor, rows: slice) -> Tensor:
+        """Place of the target of some rows, from 0, where no other item of the history is a candidate."""
+        target = self.target[rows].to(scores.device)
+        own = scores.gather(1, target[:, None])
+        better = (scores > own).sum(1)
+        if self.history is None:
+            return better
+        inside = (self.history[0] >= rows.start) & (self.history[0] < rows.stop)
+        pair = (self.history[0][inside] - rows.start) * self.n_items + self.history[1][inside]
+        pair = pair.unique().to(scores.device)
+        row = pair // self.n_items
+        ahead = scores[row, pair % self.n_items] > own[row, 0]
+        return better - row[ahead].bincount(minlength=len(better))
+
+    @property
+    def ranking(self) -> tuple[Tensor, Tensor]:
+        """The best items of each row and their scores, [U, 40] each (fewer in a smaller catalogue)."""
+        return self._ranking[1], self._ranking[0]
+
+    @property
+    def masked_places(self) -> Tensor:
+        """Place of each row's target, from 0, with the user's whole history masked: [U]."""
+        return self._ranking[2]
 
     @cached_property
     def places(self) -> Tensor:

@@ -118,10 +118,14 @@ def _page(evaluation: Evaluation, parts: list[str]) -> str:
     config, users = evaluation.config, len(evaluation.rows)
     title = html.escape(f"{config['model']} on {config['dataset']}")
     drawn = "all" if users == evaluation.n_rows else f"{users:,} (drawn at random) of"
-    metrics = f"Hit@10 {hit(evaluation.places).mean():.4f}, NDCG@10 {ndcg(evaluation.places).mean():.4f}"
+    places = {"the history as candidates": evaluation.places, "the history masked": evaluation.masked_places}
+    metrics = "; ".join(
+        f"Hit@10 {hit(found).mean():.4f}, NDCG@10 {ndcg(found).mean():.4f} with {words}"
+        for words, found in places.items()
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{metrics} on {drawn} {evaluation.n_rows:,} test users, among {evaluation.n_items - 1:,} items. "
+        f"<p>{metrics}: on {drawn} {evaluation.n_rows:,} test users, among {evaluation.n_items - 1:,} items. "
         f"Checkpoint: {html.escape(evaluation.model_file.name)}.</p>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
