@@ -187,7 +187,7 @@ def test_lengths_are_those_before_the_history_is_cut(report, direct):
 
 
 def test_history_items_are_counted_and_left_out(report, evaluation, direct):
-    rows = torch.arange(800)[:, None]
+
     history = evaluation.interaction["item_id_list"]
     scores = direct.scores.index_fill(1, torch.tensor([0]), -torch.inf)
     best = scores.topk(10).indices
