@@ -25,6 +25,7 @@ import torch
 COMMON = {"hidden_size": 128, "n_layers": 4, "n_heads": 4, "inner_size": 512, "MAX_ITEM_LIST_LENGTH": 50}
 BATCH = {"train_batch_size": 512, "eval_batch_size": 512}
 DREAM = {"hidden_size": 64, "MAX_ITEM_LIST_LENGTH": 10, "num_steps": 500, "train_batch_size": 256}
+USERS = {"train_batch_size": 128, "eval_batch_size": 512}  # a row is a window of a user, not a prefix
 CDD = {"hidden_size": 128, "MAX_ITEM_LIST_LENGTH": 20, "num_steps": 20, "train_batch_size": 128}
 
 # name -> (model, parameters, does it train, anomaly detection)
@@ -38,6 +39,8 @@ ENTRIES = {
     "DreamRec, 500 steps": ("DreamRec", DREAM, True, False),
     "DreamRec, DDIM 20": ("DreamRec", {**DREAM, "sampler": "ddim", "sampling_steps": 20}, False, False),
     "CDDRec": ("CDDRec", CDD, True, False),
+    "SASRecPlus": ("SASRecPlus", {**COMMON, **USERS}, True, False),
+    "SASRecPlus, seen_items learned": ("SASRecPlus", {**COMMON, **USERS, "seen_items": "learned"}, True, False),
 }
 PLAIN = {"ragged": False, "fused_denoiser": False}
 
@@ -66,6 +69,7 @@ class Entry:
         self.users = cycle([batch[0].to(self.device) for batch, _ in zip(test, range(4), strict=False)])
         self.amp = config["enable_amp"]
         self.rates = {"train": [], "infer": []}
+        self.epoch_rows = train.sample_size
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -170,6 +174,8 @@ def main() -> None:
         for kind, rates in entry.rates.items():
             if rates:
                 row[kind] = {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
+        if "train" in row:
+            row["epoch_seconds"] = entry.epoch_rows / row["train"]["median"]
         if args.memory and not entry.name.endswith("plain"):
             row["peak_gib"] = peak_memory(entry.name, args)
         rows.append(row)
@@ -203,20 +209,22 @@ def render(result: dict) -> str:
         f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}{settings}; medians of {result['rounds']} "
         "rounds (smallest to largest).\n",
         f"```bash\n{result['command']}\n```\n",
-        "| entry | train samples/s | x first row | x plain | inference users/s | x first row | x plain | peak GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| entry | train samples/s | x first row | x plain | seconds an epoch | inference users/s | x first row | x plain "
+        "| peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         cells = [name]
         for kind in ("train", "infer"):
             if kind not in row:
-                cells += ["", "", ""]
+                cells += [""] * (4 if kind == "train" else 3)
                 continue
             rate = row[kind]
             plain = rows.get(f"{name}, plain", {}).get(kind)
             cells.append(f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})")
             cells.append(f"{rate['median'] / base[kind]['median']:.2f}")
             cells.append(f"{rate['median'] / plain['median']:.2f}" if plain else "")
+            cells += [f"{row['epoch_seconds']:.0f}"] if kind == "train" else []
         cells.append(f"{row['peak_gib']:.2f}" if "peak_gib" in row else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
