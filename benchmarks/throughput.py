@@ -209,8 +209,8 @@ def render(result: dict) -> str:
         f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}{settings}; medians of {result['rounds']} "
         "rounds (smallest to largest).\n",
         f"```bash\n{result['command']}\n```\n",
-        "| entry | train samples/s | x first row | x plain | seconds an epoch | inference users/s | x first row | x plain "
-        "| peak GiB |",
+        "| entry | train samples/s | x first row | x plain | seconds an epoch | inference users/s | x first row "
+        "| x plain | peak GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
