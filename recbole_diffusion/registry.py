@@ -21,6 +21,7 @@ from recbole.utils import ModelType
 from recbole_diffusion.config.checks import check_keys, near_keys
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN
 from recbole_diffusion.data.sequences import PrefixDataset
+from recbole_diffusion.model.adrec import ADRec
 from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
@@ -38,6 +39,7 @@ MODELS: dict[str, type[SequenceRecommender]] = {
         DreamRec,
         CDDRec,
         SeqDiffRec,
+        ADRec,
         SASRecPlus,
     )
 }
