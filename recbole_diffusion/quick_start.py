@@ -19,7 +19,7 @@ from recbole_diffusion.compat.atomic_files import read_header
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.config.settings import resume_settings, settings
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.registry import check_model_name, value_sources
+from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights
 
 
@@ -99,8 +99,12 @@ def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict
 def prepare_training(config: Config):
     """Everything that training needs: ``(trainer, train_data, valid_data, test_data)``.
 
-    Seeds all random generators, and resumes the trainer where the key ``resume`` says so.
+    Trains the model that the key ``pretrain`` names first. Seeds all random generators, and resumes the trainer where
+    the key ``resume`` says so.
     """
+    pretrained = None
+    if config["pretrain"] and not find_resume_file(config):
+        pretrained = train_and_test(pretraining_config(config))["model_file"]
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = getLogger()
@@ -120,6 +124,8 @@ def prepare_training(config: Config):
     resume_file = find_resume_file(config)
     if resume_file:
         trainer.resume_checkpoint(resume_file)
+    if pretrained:
+        trainer.item_embedding_file = pretrained
     return trainer, train_data, valid_data, test_data
 
 

@@ -51,6 +51,11 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _flag("tie_weights", "score with the item embeddings (SeqDiffRec)"),
         _flag("cross_attention", "the history attends with the noised target (DiffuRecSys)"),
         _choice("denoiser", "one linear layer, or two around a GELU", choices=("mlp1", "mlp2")),
+        _path("item_embedding_file", "checkpoint of any model whose item embeddings these start from", null=True),
+        _text("pretrain", "a model to train first, whose item embeddings these start from", null=True),
+        _mapping("pretrain_config", "what differs for that model: {key: value}"),
+        _integer("freeze_embedding_epochs", "first epochs that leave the item embeddings as they are", low=0),
+        _choice("freeze_mode", "no update at all, or weight decay and momentum alone", choices=("none", "decay")),
         _choice("seen_items", "what the model's softmax does with the history", choices=_SEEN_ITEMS),
         _integer("seen_buckets", "ranges of age with a learned value each, for the seen_items learned", low=1),
         _flag("ragged", "compute real tokens alone, not the padding"),
@@ -221,6 +226,8 @@ GROUPS = {**MODEL_KEYS, **RUN_KEYS}
 KEYS: dict[str, Key] = {key.name: key for group in GROUPS.values() for key in group}
 # Keys that are read whatever the model.
 RUN = {key.name for group in RUN_KEYS.values() for key in group}
+# How the item embeddings start, and when they move.
+START_KEYS = {"item_embedding_file", "pretrain", "pretrain_config", "freeze_embedding_epochs", "freeze_mode"}
 # What depends on the machine or on how a run is watched, and on no result.
 MACHINE_KEYS = {key.name for key in KEYS.values() if key.changes == "nothing"} | RECBOLE_MACHINE_KEYS
 # What may differ between a run and its continuation.
