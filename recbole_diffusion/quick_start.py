@@ -23,7 +23,7 @@ from recbole_diffusion.config.settings import resume_settings, settings
 from recbole_diffusion.data.cache import cache_name, cache_table
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.registry import check_model_name, value_sources
+from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights
 
 
@@ -104,8 +104,12 @@ def fit_and_test(
 def prepare_training(config: Config):
     """Everything that training needs: ``(trainer, train_data, valid_data, test_data)``.
 
-    Seeds all random generators, and resumes the trainer where the key ``resume`` says so.
+    Trains the model that the key ``pretrain`` names first. Seeds all random generators, and resumes the trainer where
+    the key ``resume`` says so.
     """
+    pretrained = None
+    if config["pretrain"] and not find_resume_file(config):
+        pretrained = train_and_test(pretraining_config(config))["model_file"]
     init_seed(config["seed"], config["reproducibility"])
     logger = getLogger()
     if rank_and_world()[0] == 0:
@@ -128,6 +132,8 @@ def prepare_training(config: Config):
     resume_file = find_resume_file(config)
     if resume_file:
         trainer.resume_checkpoint(resume_file)
+    if pretrained:
+        trainer.item_embedding_file = pretrained
     return trainer, train_data, valid_data, test_data
 
 

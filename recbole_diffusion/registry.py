@@ -19,8 +19,9 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_diffusion.config.checks import check_keys, near_keys
-from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN
+from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN, START_KEYS
 from recbole_diffusion.data.sequences import PrefixDataset
+from recbole_diffusion.model.adrec import ADRec
 from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
@@ -28,7 +29,7 @@ from recbole_diffusion.model.dreamrec import DreamRec
 from recbole_diffusion.model.sasrecplus import SASRecPlus
 from recbole_diffusion.model.seqdiffrec import SeqDiffRec
 from recbole_diffusion.modules.recommender import SequenceRecommender
-from recbole_diffusion.trainer import DiffusionTrainer, check_training_config
+from recbole_diffusion.trainer import DiffusionTrainer, check_item_embeddings, check_training_config
 
 MODELS: dict[str, type[SequenceRecommender]] = {
     model.__name__: model
@@ -38,6 +39,7 @@ MODELS: dict[str, type[SequenceRecommender]] = {
         DreamRec,
         CDDRec,
         SeqDiffRec,
+        ADRec,
         SASRecPlus,
     )
 }
@@ -84,6 +86,7 @@ def _with_our_props(load_internal_config_dict):
             check_training_config(merged)
         if ours is not None:
             ours.check_config(merged)
+            check_item_embeddings(merged)
 
     return wrapper
 
@@ -165,6 +168,35 @@ def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[
     sources.update(dict.fromkeys((*config.variable_config_dict, "model", "dataset"), "argument"))
     sources.update(dict.fromkeys(config.cmd_config_dict, "command line"))
     return sources
+
+
+def pretraining_config(config: Config) -> Config:
+    """The Config of the model that the key ``pretrain`` names, which trains first on the same data.
+
+    What this model reads, too, is as in ``config``, unless ``pretrain_config`` says otherwise. Its checkpoints lie in a
+    folder of their own, where a run that was cut goes on and one that ended is not trained again.
+
+    Raises
+    ------
+    ValueError
+        The model is unknown, or there are several processes.
+    """
+    name = config["pretrain"]
+    check_model_name(name)
+    if not config["single_spec"]:
+        raise ValueError(f"pretrain [{name}] must be null with nproc > 1: train it first, and name its checkpoint.")
+    user = config.external_config_dict
+    reads = {key for path in props_files(name, config["dataset"]) for key in read_yaml(path)} - START_KEYS
+    reads |= {key for key in user if key in RUN or key not in KEYS} - {"save_dataloaders", "dataloaders_save_path"}
+    values = {**config.internal_config_dict, **user}
+    values = {key: value for key, value in values.items() if key in reads}
+    own = {"checkpoint_dir": str(Path(config["checkpoint_dir"]) / "pretrain"), "resume": "auto"}
+    own |= {key: config[key] for key in ("state", "show_progress")}  # which a program may have set since
+    argv, sys.argv = sys.argv, sys.argv[:1]  # Config would put the command line, which is for this model, above all
+    try:
+        return Config(name, config["dataset"], None, {**values, **config["pretrain_config"], **own})
+    finally:
+        sys.argv = argv
 
 
 def recbole_models() -> list[str]:

@@ -32,6 +32,8 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
     "Model": (
         _integer("hidden_size", "size of the item embeddings and the hidden state (D)", low=1),
         _integer("n_layers", "number of transformer blocks", low=1),
+        _integer("n_decoder_layers", "number of blocks that restore the noised items (ADRec)", low=1),
+        _choice("decoder", "how the noised items are restored (ADRec)", choices=("attention", "mlp")),
         _integer("n_heads", "number of attention heads; divides hidden_size", low=1),
         _integer("inner_size", "inner size of the feed-forward network", low=1),
         _choice("hidden_act", "activation of the feed-forward network", choices=_ACTIVATIONS),
@@ -49,6 +51,11 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _flag("tie_weights", "score with the item embeddings (SeqDiffRec)"),
         _flag("cross_attention", "the history attends with the noised target (DiffuRecSys)"),
         _choice("denoiser", "one linear layer, or two around a GELU", choices=("mlp1", "mlp2")),
+        _path("item_embedding_file", "checkpoint of any model whose item embeddings these start from", null=True),
+        _text("pretrain", "a model to train first, whose item embeddings these start from", null=True),
+        _mapping("pretrain_config", "what differs for that model: {key: value}"),
+        _integer("freeze_embedding_epochs", "first epochs that leave the item embeddings as they are", low=0),
+        _choice("freeze_mode", "no update at all, or weight decay and momentum alone", choices=("none", "decay")),
         _choice("seen_items", "what the model's softmax does with the history", choices=_SEEN_ITEMS),
         _integer("seen_buckets", "ranges of age with a learned value each, for the seen_items learned", low=1),
         _flag("ragged", "compute real tokens alone, not the padding"),
@@ -63,9 +70,10 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _number("beta_min", "least noise rate of the schedule exponential", above=0),
         _number("beta_max", "greatest noise rate of the schedule exponential", above=0),
         _choice("step_sampler", "how training draws its steps", choices=("uniform", "loss_aware")),
-        _number("lambda_uncertainty", "delta: lambda ~ N(delta, delta) scales what the history is given", low=0),
+        _number("lambda_uncertainty", "lambda, constant or N(delta, delta): scale of what the history is given", low=0),
         _flag("noise_x_start", "noise the target once more before the forward process"),
         _number("offset_noise", "delta_c: the noise of training has the mean 0.1 delta_c", low=0),
+        _flag("independent_steps", "a diffusion step for every position by itself (ADRec)"),
         _integer("noised_items", "the last items of the sequence that are noised", low=1, choices=("all",)),
         _share("condition_dropout_prob", "p_u: share of histories replaced by the null condition in training"),
         _flag("sample_target", "corrupt the targets (CDDRec)"),
@@ -74,6 +82,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
     "Loss": (
         _choice("item_loss", "cross-entropy over all items, or n_sampled_items of them", choices=("full", "sampled")),
         _integer("n_sampled_items", "items drawn for a batch by the item_loss sampled", low=1),
+        _number("loss_scale", "weight of the squared error beside the cross-entropy (ADRec)", low=0),
         _choice("mse_reduction", "reduction of the squared error over D (SeqDiffRec)", choices=("mean", "sum")),
         _flag("target_gradient", "let the loss move the target's embedding too (DreamRec)"),
         _choice("divergence", "inner products, or the divergence as printed (CDDRec)", choices=("dot", "kl")),
@@ -217,6 +226,8 @@ GROUPS = {**MODEL_KEYS, **RUN_KEYS}
 KEYS: dict[str, Key] = {key.name: key for group in GROUPS.values() for key in group}
 # Keys that are read whatever the model.
 RUN = {key.name for group in RUN_KEYS.values() for key in group}
+# How the item embeddings start, and when they move.
+START_KEYS = {"item_embedding_file", "pretrain", "pretrain_config", "freeze_embedding_epochs", "freeze_mode"}
 # What depends on the machine or on how a run is watched, and on no result.
 MACHINE_KEYS = {key.name for key in KEYS.values() if key.changes == "nothing"} | RECBOLE_MACHINE_KEYS
 # What may differ between a run and its continuation.

@@ -36,11 +36,7 @@ class GuidedRecommender(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
-        if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
-            raise ValueError(
-                f"guidance_scale [{config['guidance_scale']}] must be 0 where condition_dropout_prob is 0: guidance "
-                "needs the unconditional prediction, which dropping the condition trains."
-            )
+        check_guidance(config)
 
     def encode(self, interaction) -> Tensor:
         """c = T-enc(e_1 .. e_{n-1}) at the last position (Eq. 10), [B, D]."""
@@ -82,6 +78,15 @@ class GuidedRecommender(DiffusionRecommender):
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
         zero = x_start[:, :1]
         return torch.baddbmm(zero, c.expand(len(seeds), -1, -1), x_start[:, 1:] - zero)
+
+
+def check_guidance(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where guidance is asked for and its unconditional prediction is not trained."""
+    if config["guidance_scale"] > 0 and config["condition_dropout_prob"] == 0:
+        raise ValueError(
+            f"guidance_scale [{config['guidance_scale']}] must be 0 where condition_dropout_prob is 0: guidance "
+            "needs the unconditional prediction, which dropping the condition trains."
+        )
 
 
 class MLPDenoiser(nn.Module):

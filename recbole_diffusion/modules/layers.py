@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.ragged import Known, TokenLayout
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swish": F.silu, "tanh": torch.tanh}
 
@@ -32,6 +33,14 @@ class MultiHeadAttention(nn.Module):
         if last_only:
             return self.out(layout.attend_last(q, k, v, self.n_heads, dropout))
         return self.out(layout.attend(q, k, v, self.n_heads, dropout, causal))
+
+    def known(self, context: Tensor, layout: TokenLayout) -> list[Known]:
+        """What a sequence's last token reads of those before it in context [N, D]."""
+        return layout.known(*self.key_value(context).chunk(2, dim=-1), self.n_heads)
+
+    def to_known(self, x: Tensor, known: list[Known], layout: TokenLayout) -> Tensor:
+        """Attend from last tokens [S * B, D], each to itself and to the tokens before it; without dropout."""
+        return self.out(layout.attend_known(self.query(x), *self.key_value(x).chunk(2, dim=-1), known, self.n_heads))
 
 
 class TransformerBlock(nn.Module):
@@ -63,7 +72,20 @@ class TransformerBlock(nn.Module):
         """[N, D] to [N, D], or with ``last_only`` to the last positions alone, [B, D]."""
         context = self.norm_1(x) if self.norm_first else x
         query, x = (context[layout.last], x[layout.last]) if last_only else (context, x)
-        x = x + self.dropout(self.attention(query, context, layout, self.causal, last_only))
+        return self.after_attention(x, self.attention(query, context, layout, self.causal, last_only))
+
+    def known(self, x: Tensor, layout: TokenLayout) -> list[Known]:
+        """What ``last`` reads of the tokens x [N, D] before each sequence's last."""
+        return self.attention.known(self.norm_1(x) if self.norm_first else x, layout)
+
+    def last(self, x: Tensor, known: list[Known], layout: TokenLayout) -> Tensor:
+        """The last tokens alone, [S * B, D] seed by seed, where those before them are known; causal blocks only."""
+        context = self.norm_1(x) if self.norm_first else x
+        return self.after_attention(x, self.attention.to_known(context, known, layout))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual of the attention, and all that follows, token by token."""
+        x = x + self.dropout(attended)
         if self.norm_first:
             return x + self.dropout(self.feed_forward(self.norm_2(x)))
         x = self.norm_1(x)
@@ -77,15 +99,34 @@ class TransformerBlock(nn.Module):
 class TransformerEncoder(nn.Module):
     """Transformer blocks in sequence; where only the last position is wanted, the last block computes that alone."""
 
-    def __init__(self, config, norm_first: bool, causal: bool):
+    def __init__(self, config, norm_first: bool, causal: bool, n_layers: int | None = None):
         super().__init__()
-        self.blocks = nn.ModuleList(transformer_block(config, norm_first, causal) for _ in range(config["n_layers"]))
+        n_layers = n_layers or config["n_layers"]
+        self.blocks = nn.ModuleList(transformer_block(config, norm_first, causal) for _ in range(n_layers))
 
     def forward(self, x: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
         """[N, D] to [N, D], or with ``last_only`` to [B, D]."""
         for block in self.blocks[:-1]:
             x = block(x, layout)
         return self.blocks[-1](x, layout, last_only)
+
+    def read_last(self, x: Tensor, layout: TokenLayout) -> Callable[[Tensor], Tensor]:
+        """Read the tokens before each sequence's last once: x [N, D], whose last tokens are passed over.
+
+        The result maps last tokens, [S * B, D] seed by seed, to what ``forward`` with ``last_only`` makes of them.
+        """
+        known = []
+        for block in self.blocks:
+            known.append(block.known(x, layout))
+            if len(known) < len(self.blocks):
+                x = block(x, layout)
+
+        def read(last: Tensor) -> Tensor:
+            for block, part in zip(self.blocks, known, strict=True):
+                last = block.last(last, part, layout)
+            return last
+
+        return read
 
 
 def transformer_block(config, norm_first: bool, causal: bool) -> TransformerBlock:

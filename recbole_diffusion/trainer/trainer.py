@@ -26,6 +26,7 @@ from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.trainer.checks import check_training_config
+from recbole_diffusion.trainer.embeddings import hold_still, is_frozen, start_item_embeddings
 from recbole_diffusion.trainer.learning_rate import build_lr_lambda
 
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
@@ -57,7 +58,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.limit_train_batches = config["limit_train_batches"]
         self.curve: list[dict[str, Any]] = []  # what a caller notes after each validation; kept with the state
-        self._train_data = None
+        self.item_embedding_file = config["item_embedding_file"]
+        self._train_data, self._frozen = None, False
         self._save_last = True
         self._resume_state = None
 
@@ -69,7 +71,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         """Train for one epoch and return the sum of the batch losses, as RecBole's does."""
-        self._train_data = train_data
+        self._train_data, self._frozen = train_data, is_frozen(self.model, self.config, epoch_idx)
         if epoch_idx > self.start_epoch and self._save_last:
             self.save_last_checkpoint(epoch_idx - 1)
         self.model.train()
@@ -114,6 +116,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         """One step of the optimizer; returns the gradients' norm where it is taken."""
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
+        if self._frozen:
+            hold_still(self.model.item_embedding.weight, self.config["freeze_mode"])
         grad_norm = []
         if self.clip_grad_norm or step % GRAD_NORM_EVERY == 0:
             clip = self.clip_grad_norm or {"max_norm": math.inf}
@@ -154,6 +158,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         _keep_item_tokens(self.model, train_data._dataset)
         if self._resume_state is not None:
             self._restore_random_state(train_data)
+        if not self.start_epoch:
+            start_item_embeddings(self.model, self.config, self.item_embedding_file)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
         ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
         if not ended:

@@ -1,0 +1,185 @@
+"""Item embeddings from a checkpoint, resting for some epochs, and a model trained first."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from recbole.quick_start import run_recbole
+
+from recbole_diffusion import MODELS
+from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
+from recbole_diffusion.quick_start import build_config, prepare_training, run, train_and_test
+from recbole_diffusion.registry import pretraining_config
+from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.trainer.embeddings import load_item_embeddings
+
+from .conftest import ROOT, TINY, toy, toy_config
+
+SHORT = {"epochs": 1, "limit_train_batches": 2, "eval_step": 0}
+ALL = sorted(MODELS)
+
+
+def few_steps(name):
+    return {"num_steps": 4} if hasattr(MODELS[name], "record_step_losses") else {}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A checkpoint of SASRecPlus after a few steps."""
+    it = toy("SASRecPlus", **SHORT, checkpoint_dir=str(tmp_path_factory.mktemp("saved")))
+    trainer = DiffusionTrainer(it.config, it.model)
+    trainer.fit(it.train)
+    return trainer.saved_model_file
+
+
+def embeddings(path):
+    return load_checkpoint(path)["state_dict"]["item_embedding.weight"]
+
+
+# ---------------------------------------------------------------------- from a checkpoint
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_model_starts_from_the_file_and_rests(name, file):
+    keys = {"item_embedding_file": file, "freeze_embedding_epochs": 1, "weight_decay": 0.1}
+    it = toy(name, **SHORT, **keys, **few_steps(name))
+    others = {key: p.detach().clone() for key, p in it.model.named_parameters() if key != "item_embedding.weight"}
+    DiffusionTrainer(it.config, it.model).fit(it.train)
+    assert torch.equal(it.model.item_embedding.weight, embeddings(file))
+    moved = [key for key, p in it.model.named_parameters() if key in others and not torch.equal(p, others[key])]
+    assert len(moved) > 0.8 * len(others)
+
+
+def test_items_are_matched_by_token_and_counted(file, tmp_path, caplog):
+    checkpoint = load_checkpoint(file)
+    tokens = checkpoint["other_parameter"]["item_tokens"]
+    embedding = torch.nn.Embedding(6, 32, padding_idx=0)
+    before = embedding.weight.detach().clone()
+    mine = ["[PAD]", tokens[7], "no such item", tokens[2], "another", tokens[1]]
+    with caplog.at_level(logging.INFO):
+        assert load_item_embeddings(embedding, mine, file) == 3
+    assert "3 of 5 items start from item_embedding_file" in caplog.text
+    expected = torch.stack([before[0], *(checkpoint["state_dict"]["item_embedding.weight"][i] for i in (7,))])
+    assert torch.equal(embedding.weight[:2], expected)
+    assert torch.equal(embedding.weight[[2, 4]], before[[2, 4]])
+    assert torch.equal(embedding.weight[[3, 5]], embeddings(file)[[2, 1]])
+    with pytest.raises(ValueError, match=r"item_embedding_file \[.*\] must be of the same items: it has none"):
+        load_item_embeddings(embedding, ["[PAD]", "a", "b"], file)
+
+
+def test_what_cannot_be_read_is_told_before_data_is_loaded(file, tmp_path):
+    with pytest.raises(ValueError, match=r"^hidden_size \[64\] must be 32, the size of the embeddings in item_emb"):
+        toy_config("DiffuRec", hidden_size=64, item_embedding_file=file)
+    with pytest.raises(FileNotFoundError, match=r"^item_embedding_file \[gone.pth\] does not exist"):
+        toy_config("DiffuRec", item_embedding_file="gone.pth")
+    with pytest.raises(ValueError, match=r"^item_embedding_file \[.*\] must be null where pretrain \[SASRecPlus\]"):
+        toy_config("DiffuRec", item_embedding_file=file, pretrain="SASRecPlus")
+    checkpoint = load_checkpoint(file)
+    del checkpoint["state_dict"]["item_embedding.weight"]
+    save_checkpoint(checkpoint, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"must hold item embeddings .*: it is of the model \[SASRecPlus\]\.$"):
+        toy_config("DiffuRec", item_embedding_file=str(tmp_path / "other.pth"))
+
+
+# ---------------------------------------------------------------------- frozen
+
+
+def trained(epochs, frozen, mode="none", **keys):
+    it = toy("SASRecPlus", epochs=epochs, limit_train_batches=2, eval_step=0, freeze_embedding_epochs=frozen, **keys)
+    it.config["freeze_mode"] = mode
+    trainer = DiffusionTrainer(it.config, it.model)
+    start = it.model.item_embedding.weight.detach().clone()
+    trainer.fit(it.train)
+    return trainer, start, it.model.item_embedding.weight.detach()
+
+
+@pytest.mark.parametrize("learner", ["adam", "adamw", "sgd"])
+def test_frozen_means_no_update_and_no_moments(learner):
+    trainer, start, end = trained(2, 2, learner=learner, weight_decay=0.1)
+    assert torch.equal(start, end)
+    assert trainer.model.item_embedding.weight not in trainer.optimizer.state
+    _, start, end = trained(2, 1, learner=learner, weight_decay=0.1)
+    assert not torch.equal(start[1:], end[1:])
+
+
+def test_the_mode_decay_shrinks_as_the_public_code_does():
+    _, start, end = trained(2, 2, mode="decay", weight_decay=1e-5)
+    assert end.norm() < 0.95 * start.norm()
+    _, start, end = trained(2, 2, mode="decay")
+    assert torch.equal(start, end)  # nothing decays
+
+
+def test_clipping_counts_what_moves_alone():
+    found = []
+    for scale in (1.0, 50.0):  # of the embeddings' gradient, which is dropped
+        it = toy("SASRecPlus", epochs=1, limit_train_batches=1, eval_step=0, freeze_embedding_epochs=1, learner="sgd",
+                 clip_grad_norm={"max_norm": 1e-3}, emb_dropout_prob=0.0)  # fmt: skip
+        it.model.item_embedding.weight.register_hook(lambda grad, scale=scale: scale * grad)
+        DiffusionTrainer(it.config, it.model).fit(it.train)
+        found.append(it.model.encoder.norm.weight.detach().clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resume_is_exact_before_at_and_after_the_end_of_the_frozen_epochs(stop, file, tmp_path):
+    keys = {"limit_train_batches": 2, "freeze_embedding_epochs": 2, "item_embedding_file": file}
+    keys["lr_scheduler"] = {"name": "constant"}  # the cosine knows how long the whole run is
+    results = []
+    for epochs in ([4], [stop, 4]):
+        last = None
+        for n in epochs:
+            it = toy("ADRec", num_steps=4, epochs=n, **keys)
+            trainer = DiffusionTrainer(it.config, it.model)
+            if last:
+                trainer.resume_checkpoint(last)
+            trainer.fit(it.train, it.valid)
+            last = trainer.last_model_file
+        results.append(load_checkpoint(last)["state_dict"])
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in results), strict=True))
+
+
+# ---------------------------------------------------------------------- a model trained first
+
+
+def test_the_first_model_is_as_the_second_but_for_what_is_its_own():
+    config = toy_config("ADRec", pretrain="SASRecPlus", freeze_embedding_epochs=3, learning_rate=0.004, seed=7)
+    first = pretraining_config(config)
+    shared = ("hidden_size", "n_layers", "use_position_embedding", "learning_rate", "seed", "lr_scheduler", "data_path")
+    assert first["model"] == "SASRecPlus" and all(first[key] == config[key] for key in shared)
+    assert (first["initializer"], first["initializer_range"]) == ("normal", 0.1)
+    assert (first["freeze_embedding_epochs"], first["pretrain"], first["resume"]) == (0, None, "auto")
+
+
+def test_one_command_pretrains_and_goes_on(tmp_path, monkeypatch):
+    """The command line is for the second model: what stands there of the start is not for the first."""
+    monkeypatch.setattr("sys.argv", ["run", "--pretrain=SASRecPlus", "--freeze_embedding_epochs=1"])
+    keys = {**TINY, "data_path": str(ROOT / "dataset"), "num_steps": 4, "epochs": 1, "limit_train_batches": 2}
+    keys |= {"state": "ERROR", "show_progress": False, "checkpoint_dir": str(tmp_path / "saved")}
+    result = run("ADRec", "markov-toy", config_dict=keys)
+    [first] = [path for path in (tmp_path / "saved" / "pretrain").glob("SASRecPlus*.pth") if "-last" not in path.name]
+    assert torch.equal(embeddings(result["model_file"]), embeddings(first))
+    assert load_checkpoint(first)["epoch"] == 0
+    stamp = first.stat().st_mtime_ns
+    again = run("ADRec", "markov-toy", config_dict={**keys, "pretrain": "SASRecPlus", "epochs": 1, "seed": 2020})
+    assert first.stat().st_mtime_ns == stamp and again["test_result"] == result["test_result"]
+
+
+def test_a_resumed_run_trains_nothing_first(tmp_path):
+    keys = {"num_steps": 4, "limit_train_batches": 2, "checkpoint_dir": str(tmp_path), "pretrain": "SASRecPlus"}
+    train_and_test(toy_config("ADRec", epochs=1, **keys))
+    for path in (tmp_path / "pretrain").iterdir():
+        path.unlink()
+    trainer, *_ = prepare_training(toy_config("ADRec", epochs=2, resume="auto", **keys))
+    assert trainer.start_epoch == 1 and not list((tmp_path / "pretrain").iterdir())
+
+
+def test_where_nobody_pretrains_that_is_told():
+    keys = {**TINY, "data_path": str(ROOT / "dataset"), "state": "ERROR", "pretrain": "SASRecPlus"}
+    with pytest.raises(ValueError, match=r"pretrain \[SASRecPlus\] is read by run_recbole_diffusion.py and quick_star"):
+        run_recbole(model="ADRec", dataset="markov-toy", config_dict={**keys, "train_neg_sample_args": None})
+    with pytest.raises(ValueError, match=r"model \[SASRecPlu\] is unknown\. Did you mean SASRecPlus"):
+        prepare_training(toy_config("ADRec", pretrain="SASRecPlu"))
+    with pytest.warns(UserWarning, match="pretrain .* has no effect on SASRec"):
+        build_config("SASRec", "markov-toy", None, {**keys})
