@@ -4,13 +4,15 @@ After ``import recbole_diffusion`` RecBole's own functions know every model in `
 """
 
 from recbole_diffusion import compat
+from recbole_diffusion.config.settings import result_settings
 
-compat.apply()
+compat.apply(result_settings)
 
+from recbole_diffusion.quick_start import load_data_and_model  # noqa: E402
 from recbole_diffusion.registry import MODELS, register  # noqa: E402
 from recbole_diffusion.version import __version__  # noqa: E402
 
-register()
+register(load_data_and_model)
 
 __all__ = ["MODELS", "Recommender", "__version__", "recommend"]
 

@@ -24,7 +24,10 @@ from recbole_diffusion.data.cache import cache_name, cache_table
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
-from recbole_diffusion.trainer import DiffusionTrainer, load_weights
+from recbole_diffusion.stored import config_of, model_of
+from recbole_diffusion.trainer import DiffusionTrainer
+
+QUIET = {"show_progress": False, "state": "WARNING"}  # of what is loaded again
 
 
 def run(
@@ -54,6 +57,8 @@ def run(
         The dataset is neither here nor to be downloaded.
     """
     config_dict = dict(config_dict or {})
+    if nproc < 1:
+        raise ValueError(f"nproc [{nproc}] must be a number of processes >= 1.")
     if nproc == 1 and world_size <= 0:
         return train_and_test(build_config(model, dataset, config_file_list, config_dict), saved)
     config = build_config(model, dataset, config_file_list, config_dict)  # raises what is wrong; converts a table once
@@ -257,24 +262,31 @@ def find_last_state(folder: str | Path, config: Config, settings_of: Callable[[C
     return None
 
 
-def load_data_and_model(model_file: str | Path):
+def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None):
     """Load a checkpoint with its dataset and split, as ``recbole.quick_start.load_data_and_model`` does.
+
+    ``config_dict`` says where the dataset lies (``data_path``) and whatever else a file is not asked (``gpu_id``,
+    ``checkpoint_dir``, ``trust_pickles``). Nothing is downloaded.
 
     Returns ``(config, model, dataset, train_data, valid_data, test_data)``.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        As ``compat.load_checkpoint``, or the dataset is not found.
+        As ``compat.load_checkpoint`` and ``stored.config_of``, or the dataset is not found.
     """
     checkpoint = load_checkpoint(model_file)
-    config = checkpoint["config"]
+    config = config_of(checkpoint, model_file, {**QUIET, **(config_dict or {})})
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
+    if not Path(config["data_path"]).is_dir():
+        raise FileNotFoundError(
+            f"dataset [{config['dataset']}] of model_file [{model_file}] was not found: [{config['data_path']}] does "
+            f"not exist. Set data_path to the folder that holds {config['dataset']}/."
+        )
     dataset, train_data, valid_data, test_data = prepare_data(config)
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    load_weights(model, checkpoint, model_file)
+    model = model_of(checkpoint, config, train_data._dataset, model_file)
     return config, model, dataset, train_data, valid_data, test_data
 
 

@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,11 @@ PROPS = _PACKAGE / "props" if (_PACKAGE / "props").is_dir() else _PACKAGE.parent
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 
 
-def register() -> None:
-    """Make every model of ``MODELS`` known to RecBole's own functions."""
+def register(load_data_and_model: Callable | None = None) -> None:
+    """Make every model of ``MODELS`` known to RecBole's own functions.
+
+    ``load_data_and_model`` takes the place of RecBole's, which would use what a file says as it stands.
+    """
     for name, model in MODELS.items():
         # `get_model` asks importlib for recbole.model.sequential_recommender.<lowercase name>.
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = sys.modules[model.__module__]
@@ -63,6 +66,10 @@ def register() -> None:
     # RecBole's own sequential models get the rows that are gathered batch by batch, as well: `create_dataset` looks up
     # this name for every model without a dataset of its own. RecBole writes every history out first.
     recbole.data.dataset.SequentialDataset = PrefixDataset
+    quick_start = sys.modules.get("recbole.quick_start")  # not there without Ray
+    if load_data_and_model is not None and quick_start is not None:
+        for module in (quick_start, sys.modules["recbole.quick_start.quick_start"]):
+            module.load_data_and_model = load_data_and_model
     if not hasattr(Config._load_internal_config_dict, "__wrapped__"):
         Config._load_internal_config_dict = _with_our_props(Config._load_internal_config_dict)
 

@@ -3,11 +3,26 @@
 Nothing outside this folder knows of versions.
 """
 
-from recbole_diffusion.compat import atomic_files, checkpoint, distributed, finite, timestamps, versions
+from collections.abc import Callable
+from typing import Any
+
+from recbole_diffusion.compat import (
+    atomic_files,
+    checkpoint,
+    distributed,
+    finite,
+    pickles,
+    timestamps,
+    values,
+    versions,
+)
 
 
-def apply() -> None:
-    """Put up every bridge the installed versions need. Called once, when the package is imported."""
+def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
+    """Put up every bridge the installed versions need. Called once, when the package is imported.
+
+    ``settings_of(config)`` gives the plain values that checkpoints hold in place of a Config.
+    """
     versions.require_recbole()
     versions.bridge_numpy()
     versions.bridge_scipy()
@@ -19,5 +34,7 @@ def apply() -> None:
     atomic_files.bridge_reading()
     timestamps.bridge_timestamps()
     finite.bridge_scores()
-    checkpoint.bridge_checkpoints()
+    pickles.bridge_pickles()
+    values.bridge_values()
+    checkpoint.bridge_checkpoints(settings_of)
     distributed.bridge_distributed()

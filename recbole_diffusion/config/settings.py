@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from numbers import Integral, Real
 from typing import Any
 
 from recbole_diffusion.config.keys import CONTINUATION_KEYS, MACHINE_KEYS
@@ -19,8 +20,9 @@ def resume_settings(config) -> dict[str, Any]:
 
 
 def settings(config, without: Set[str] = frozenset()) -> dict[str, Any]:
-    """A Config's values as JSON has them, tuples as lists."""
-    return {key: _plain(value) for key, value in config.final_config_dict.items() if key not in without}
+    """The values of a Config, or of a checkpoint's ``config``, as JSON has them, tuples as lists."""
+    values = config if isinstance(config, Mapping) else config.final_config_dict
+    return {key: _plain(value) for key, value in values.items() if key not in without}
 
 
 def _plain(value: Any) -> Any:
@@ -28,6 +30,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
     return getattr(value, "name", str(value))  # RecBole's enums

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import count, islice
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import ModelType, get_model
+from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
@@ -23,7 +24,7 @@ from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 from recbole_diffusion.recommend.frames import FrameRecommender
 from recbole_diffusion.recommend.known import KnownUsers
-from recbole_diffusion.trainer import load_weights
+from recbole_diffusion.stored import Catalogue, NeedsData, config_of, model_of
 
 TRIM_EVERY = 4  # batches between two times that free memory is handed back
 
@@ -69,8 +70,8 @@ class Recommender(FrameRecommender):
     """A trained sequential model, ours or RecBole's, loaded once to recommend.
 
     A checkpoint that our trainer wrote needs no dataset. For others, and for models whose layers read the data, the
-    dataset is loaded again as in training. `stream` is for millions of histories; `recommend` and `similar_items`
-    return data frames; `fit` trains one from a table.
+    dataset is loaded again as in training, from where ``config_dict`` says (``data_path``). `stream` is for millions of
+    histories; `recommend` and `similar_items` return data frames; `fit` trains one from a table.
 
     Raises
     ------
@@ -80,17 +81,21 @@ class Recommender(FrameRecommender):
         It is no checkpoint, or holds a model that reads no histories; or bad ``inference_seeds``.
     """
 
-    def __init__(self, model_file: str | Path, inference_seeds: int | list[int] | None = None):
+    def __init__(
+        self,
+        model_file: str | Path,
+        inference_seeds: int | list[int] | None = None,
+        config_dict: dict[str, Any] | None = None,
+    ):
         checkpoint = load_checkpoint(model_file)
-        config, state = checkpoint["config"], checkpoint.get("other_parameter") or {}
+        config, state = config_of(checkpoint, model_file, config_dict), checkpoint.get("other_parameter") or {}
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise ValueError(f"model_file [{model_file}] holds [{config['model']}], which reads no histories.")
         self.name, tokens = config["model"], state.get("item_tokens")
         try:
-            model = get_model(self.name)(config, Catalogue(config["ITEM_ID_FIELD"], tokens)).to(config["device"])
-            load_weights(model, checkpoint, model_file)
+            model = model_of(checkpoint, config, Catalogue(config["ITEM_ID_FIELD"], tokens), model_file)
         except NeedsData:
-            config, model, dataset, *_ = load_data_and_model(model_file)
+            config, model, dataset, *_ = load_data_and_model(model_file, config_dict)
             tokens = dataset.field2id_token[dataset.iid_field].tolist()
         if inference_seeds is not None:
             if not isinstance(model, DiffusionRecommender):
@@ -100,7 +105,7 @@ class Recommender(FrameRecommender):
         self.tokens = [restore_token(token) for token in tokens]
         self.known = KnownUsers.restore(checkpoint.get("known_users"))
         large = ("state_dict", "optimizer", "known_users")
-        self.checkpoint = {key: value for key, value in checkpoint.items() if key not in large}
+        self.checkpoint = {key: value for key, value in checkpoint.items() if key not in large} | {"config": config}
         self.batch_size = config["eval_batch_size"]
         self.ids = {token: number for number, token in enumerate(self.tokens)}
 
@@ -169,26 +174,6 @@ class Recommender(FrameRecommender):
         if seen is not None:
             scores.scatter_(1, seen, -torch.inf)
         return *scores.topk(min(k, scores.shape[1])), None
-
-
-class NeedsData(AttributeError):
-    """A model asked for more of its dataset than a checkpoint knows."""
-
-
-class Catalogue:
-    """Stands in for the dataset where a model only counts its items."""
-
-    def __init__(self, field: str, tokens: list[str] | None):
-        self.field, self.tokens = field, tokens
-
-    def num(self, field: str) -> int:
-        """Number of items, the padding among them."""
-        if field != self.field or self.tokens is None:
-            raise NeedsData(field)
-        return len(self.tokens)
-
-    def __getattr__(self, name: str):
-        raise NeedsData(name)
 
 
 def _padded(rows: list[list[int]], length: int) -> Tensor:

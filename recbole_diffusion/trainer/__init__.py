@@ -3,7 +3,8 @@
 from recbole_diffusion.trainer.checks import check_training_config
 from recbole_diffusion.trainer.embeddings import check_item_embeddings
 from recbole_diffusion.trainer.learning_rate import LR_SCHEDULES, build_lr_lambda
-from recbole_diffusion.trainer.trainer import DiffusionTrainer, load_weights
+from recbole_diffusion.trainer.resume import load_weights
+from recbole_diffusion.trainer.trainer import DiffusionTrainer
 
 __all__ = [
     "LR_SCHEDULES",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 import secrets
 import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_gpu_usage, set_color
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, rank_and_world, sum_over_processes
+from recbole_diffusion.compat.files import lock_file
 from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
@@ -28,6 +29,16 @@ from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.trainer.checks import check_training_config
 from recbole_diffusion.trainer.embeddings import hold_still, is_frozen, start_item_embeddings
 from recbole_diffusion.trainer.learning_rate import build_lr_lambda
+from recbole_diffusion.trainer.resume import (
+    best_file_of,
+    check_resumable,
+    load_optimizer,
+    load_same_keys,
+    load_weights,
+    random_state,
+    set_random_state,
+    take_up,
+)
 
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
@@ -157,16 +168,32 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self._save_last = saved
         _keep_item_tokens(self.model, train_data._dataset)
         if self._resume_state is not None:
-            self._restore_random_state(train_data)
+            (file, state), self._resume_state = self._resume_state, None
+            take_up("random_state", file, partial(set_random_state, train_data, self.device), state)
         if not self.start_epoch:
             start_item_embeddings(self.model, self.config, self.item_embedding_file)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
         ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
         if not ended:
-            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-            if saved and self.train_loss_dict:
-                self.save_last_checkpoint(max(self.train_loss_dict))
+            with self._alone() if saved else nullcontext():
+                super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+                if saved and self.train_loss_dict:
+                    self.save_last_checkpoint(max(self.train_loss_dict))
         return self.best_valid_score, self.best_valid_result
+
+    @contextmanager
+    def _alone(self):
+        """Hold the run's files for this process.
+
+        Raises ValueError where another process trains the same run, and OSError, before the first epoch rather than
+        after it, where nothing can be written.
+        """
+        if rank_and_world()[0] != 0:
+            yield
+            return
+        path = Path(self.saved_model_file)
+        with lock_file(path.with_name(f".{path.name}.lock"), f"the run of [{path}]"):
+            yield
 
     def save_last_checkpoint(self, epoch: int) -> None:
         """Write everything that the next epoch depends on."""
@@ -185,8 +212,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "scaler": self.scaler.state_dict(),
             "train_loss_dict": self.train_loss_dict,
             "curve": self.curve,
-            "best_model_file": self.saved_model_file,
-            "random_state": _random_state(self._train_data),
+            "random_state": random_state(self._train_data),
         }
         save_checkpoint(state, self.last_model_file)
 
@@ -210,40 +236,26 @@ class DiffusionTrainer(BothProtocols, Trainer):
                 "it was, with its own learning rate and weight decay.",
                 stacklevel=2,
             )
-        # The best checkpoint lies beside this one, also where their folder has moved.
-        best = Path(checkpoint.get("best_model_file", resume_file)).name
-        self.saved_model_file = str(Path(resume_file).with_name(best))
+        check_resumable(checkpoint, resume_file)
+        self.saved_model_file = best_file_of(resume_file)
         self.start_epoch = checkpoint["epoch"] + 1
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]
         load_weights(self.model, checkpoint, resume_file)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        take_up("optimizer", resume_file, partial(load_optimizer, self.optimizer), checkpoint["optimizer"])
         if "random_state" in checkpoint:
             self.best_valid_result = checkpoint["best_valid_result"] or None
-            self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
-            self.scaler.load_state_dict(checkpoint["scaler"])
+            for part, target in (("lr_scheduler", self.lr_scheduler), ("scaler", self.scaler)):
+                take_up(part, resume_file, partial(load_same_keys, target), checkpoint[part])
             self.train_loss_dict = checkpoint["train_loss_dict"]
             self.curve = checkpoint.get("curve", [])
-            self._resume_state = checkpoint["random_state"]
+            self._resume_state = resume_file, checkpoint["random_state"]
         else:  # a best checkpoint: the schedule goes on from its epoch
             for group in self.optimizer.param_groups:
                 group.setdefault("initial_lr", self.learning_rate)
             factor = self.lr_scheduler.lr_lambdas[0]
             self.lr_scheduler = schedulers.LambdaLR(self.optimizer, factor, last_epoch=self.start_epoch - 1)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
-
-    def _restore_random_state(self, train_data) -> None:
-        """Set all random generators, the data loader's among them, to where the last epoch left them."""
-        state, self._resume_state = self._resume_state, None
-        if train_data.generator is not None and state["loader"] is not None:
-            train_data.generator.set_state(state["loader"])
-        if rank_and_world()[0] != 0:  # the state is the first process's; others would repeat its draws
-            return
-        random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
-        np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
-        torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda" and state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Validate as RecBole does, with ``valid_sampling_steps`` of the reverse process where the key is set."""
@@ -267,22 +279,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
 
-def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Put a checkpoint's weights and other parameters into a model.
-
-    Raises
-    ------
-    ValueError
-        They are of other shapes or names, or not finite; ``path`` is for the message.
-    """
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {error}") from error
-    model.load_other_parameter(checkpoint.get("other_parameter"))
-    check_parameters(model, f"model_file [{path}]")
-
-
 def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {key: checkpoint.get(key) for key in ("state_dict", "other_parameter")}
 
@@ -291,17 +287,3 @@ def _keep_item_tokens(model, dataset) -> None:
     """Let RecBole keep the items' external tokens in every checkpoint, so that ``recommend`` needs no dataset."""
     model.item_tokens = dataset.field2id_token[dataset.iid_field].tolist()
     model.other_parameter_name = list({*getattr(model, "other_parameter_name", ()), "item_tokens"})
-
-
-def _random_state(train_data) -> dict[str, Any]:
-    """State of every random generator that training draws from, as tensors and plain values."""
-    version, keys, gauss = random.getstate()
-    _, state, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(keys), gauss],
-        "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        # RecBole's save_dataloaders leaves the loader without one; it then shuffles by PyTorch's own.
-        "loader": None if train_data.generator is None else train_data.generator.get_state(),
-    }

@@ -1,0 +1,112 @@
+"""What is taken up from a checkpoint: weights, optimizer, schedule and random generators, each checked first."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_diffusion.compat.distributed import rank_and_world
+from recbole_diffusion.compat.finite import check_parameters
+
+NEEDED = ("epoch", "cur_step", "best_valid_score", "optimizer")
+NEEDED_LAST = ("best_valid_result", "lr_scheduler", "scaler", "train_loss_dict")
+
+
+def best_file_of(path: str | Path) -> str:
+    """The best checkpoint of a run that is resumed from ``path``: ``x.pth`` beside ``x-last.pth``, else itself."""
+    path = Path(path)
+    return str(path.with_stem(path.stem.removesuffix("-last")))
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError unless a checkpoint has all that training goes on from."""
+    needed = NEEDED + (NEEDED_LAST if "random_state" in checkpoint else ())
+    missing = [name for name in needed if name not in checkpoint]
+    if missing or math.isnan(checkpoint["best_valid_score"]) or not -1 <= checkpoint["epoch"] < 2**31:
+        what = f"it lacks {', '.join(missing)}" if missing else "its epoch or best_valid_score is no number of a run"
+        raise ValueError(f"model_file [{path}] cannot be resumed: {what}.")
+
+
+def take_up(part: str, path: str | Path, load: Callable[[Any], Any], state: Any) -> None:
+    """Call ``load(state)``, whose errors become one ValueError that names the part and the file."""
+    try:
+        load(state)
+    except Exception as error:  # PyTorch and NumPy trust these states, and fail in many ways
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model_file [{path}] cannot be resumed: its {part} is not of this run ({text}).") from error
+
+
+def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights and other parameters into a model.
+
+    Raises
+    ------
+    ValueError
+        They are of other shapes or names, or not finite; ``path`` is for the message.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {text}") from error
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    check_parameters(model, f"model_file [{path}]")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state, whose tensors must be numbers or of the shapes of the parameters they belong to."""
+    groups = optimizer.state_dict()["param_groups"]
+    own = {*groups[0], "initial_lr"}  # which a schedule adds; other versions of PyTorch know fewer keys
+    if not all({"params", "lr"} <= {*group} <= own for group in state["param_groups"]):
+        raise ValueError("another optimizer")
+    texts = (str, dict, torch.Tensor)
+    for new, old in zip(state["param_groups"], groups, strict=True):
+        if any(isinstance(new[name], texts) != isinstance(old[name], texts) for name in {*old} & {*new} - {"params"}):
+            raise ValueError("settings of another kind")
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[number].shape:
+                raise ValueError(f"{name} of another shape than its parameter")
+    optimizer.load_state_dict(state)
+
+
+def load_same_keys(target: Any, state: Mapping[str, Any]) -> None:
+    """``target.load_state_dict`` for what would set any attribute: the keys and kinds must be those it has."""
+    own = target.state_dict()
+    if {*own} != {*state} or any(type(own[key]) is not type(state[key]) for key in own if own[key] is not None):
+        raise ValueError("other keys")
+    target.load_state_dict(state)
+
+
+def random_state(train_data) -> dict[str, Any]:
+    """State of every random generator that training draws from, as tensors and plain values."""
+    version, keys, gauss = random.getstate()
+    _, state, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # RecBole's save_dataloaders leaves the loader without one; it then shuffles by PyTorch's own.
+        "loader": None if train_data.generator is None else train_data.generator.get_state(),
+    }
+
+
+def set_random_state(train_data, device: torch.device, state: Mapping[str, Any]) -> None:
+    """Set all random generators, the data loader's among them, to where ``random_state`` found them."""
+    if train_data.generator is not None and state["loader"] is not None:
+        train_data.generator.set_state(state["loader"])
+    if rank_and_world()[0] != 0:  # the state is the first process's; others would repeat its draws
+        return
+    random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
+    np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
