@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "CDDRec": ("CDDRec", {"train_batch_size": 32}),
     "CDDRec, crop": ("CDDRec", {"train_batch_size": 32, "augmentation": "crop", "divergence": "kl"}),
-    "CDDRec, mask": ("CDDRec", {"train_batch_size": 32, "augmentation": "mask", "augmentation_ratio": 0.3}),
+    "CDDRec, mask": ("CDDRec", {"train_batch_size": 32, "augmentation": "mask"}),
     "SASRec": ("SASRec", {"loss_type": "CE"}),
 }
 

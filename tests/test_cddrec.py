@@ -24,7 +24,7 @@ PLAIN = {
     "hidden_dropout_prob": 0.0,
     "attn_dropout_prob": 0.0,
 }
-STILL = {**PLAIN, "sample_target": False, "sample_preference": False, "augmentation_ratio": 0.0}
+STILL = {**PLAIN, "sample_target": False, "sample_preference": False, "reorder_ratio": 0.0}
 
 
 def make(scale=5, **overrides):
@@ -170,9 +170,15 @@ def test_kl_is_that_of_the_two_normal_distributions():
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def unit(x):
+    """x at length 1."""
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "mixed"])
 @pytest.mark.parametrize("divergence", ["dot", "kl"])
-def test_cross_divergence_is_eq_5(divergence):
-    model = make(divergence=divergence).model
+def test_cross_divergence_is_eq_5(divergence, similarity):
+    model = make(divergence=divergence, similarity=similarity).model
     mu, x_hat, x, x_negative = (torch.randn(*shape, 32) / 8 for shape in ((T, 6), (T, 6), (T + 1, 6), (6,)))
     unseen = torch.tensor([True] * 5 + [False])
     found = model.cross_divergence(mu, x_hat, x, x_negative, unseen)
@@ -180,7 +186,8 @@ def test_cross_divergence_is_eq_5(divergence):
         total = 0.0
         for n in range(6):
             if divergence == "dot":
-                near, far = -(x_hat[t, n] @ x[t, n]), -(x_hat[t, n] @ x_negative[n])
+                measure = unit if similarity == "cosine" else lambda x: x
+                near, far = (-(measure(x_hat[t, n]) @ measure(y)) for y in (x[t, n], x_negative[n]))
             else:
                 near = model.kl(x[0], x[1:], mu)[t, n]
                 far = model.kl(x_negative, x[1:], mu)[t, n]
@@ -202,16 +209,18 @@ def plain_info_nce(x_hat, key, origin, tau):
     return total / len(key)
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "mixed"])
 @pytest.mark.parametrize("block", [2**19, 100, 7, 1])  # all steps at once, one by one, in parts, row by row
-def test_contrast_is_eq_6_and_eq_7_with_its_gradient(monkeypatch, block):
+def test_contrast_is_eq_6_and_eq_7_with_its_gradient(monkeypatch, block, similarity):
     monkeypatch.setitem(fast.BLOCK, "cpu", block)
-    model = make(temperature=0.3).model
+    model, measure = make(temperature=0.3, similarity=similarity).model, unit if similarity != "dot" else torch.clone
     x_hat, x, view = (torch.randn(T, size, 8, requires_grad=True) for size in (9, 9, 6))
     origin = torch.tensor([0, 1, 4, 5, 6, 8])
     found = model.contrast(x_hat, x, view, origin)
     expected = torch.stack(
         [
-            plain_info_nce(x_hat[t], x[t], torch.arange(9), 0.3) + plain_info_nce(x_hat[t], view[t], origin, 0.3)
+            plain_info_nce(measure(x_hat[t]), measure(x[t]), torch.arange(9), 0.3)
+            + plain_info_nce(measure(x_hat[t]), measure(view[t]), origin, 0.3)
             for t in range(T)
         ]
     )
@@ -276,7 +285,7 @@ def test_loss_is_eq_8_over_every_step_and_position(monkeypatch, divergence, ragg
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_every_view_position_is_compared_with_the_position_that_it_shows(monkeypatch, augmentation, ragged):
     """With the item's embedding in place of the decoder's mean, each pair of the cross-view loss can be read off."""
-    it = make(**{**STILL, "augmentation_ratio": 0.5}, augmentation=augmentation, ragged=ragged)
+    it = make(**STILL | {f"{augmentation}_ratio": 0.5}, augmentation=augmentation, ragged=ragged)
     model, interaction, seen = it.model, batch_of(it.train, 12), {}
 
     def decode(item_seq, layout, steps):
@@ -303,10 +312,65 @@ def test_every_view_position_is_compared_with_the_position_that_it_shows(monkeyp
         assert 0 < (~same).sum() and (augmentation == "reorder" or torch.equal(masked, ~same))
 
 
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("divergence", ["dot", "kl"])
+def test_the_augmented_view_has_a_divergence_of_its_own(monkeypatch, divergence, augmentation):
+    """Each position of the view against the target, negative and noise of the position that it stands for."""
+    settings = {"augmentation": augmentation, "divergence": divergence, f"{augmentation}_ratio": 0.5}
+    it = make(**settings, lambda_augmented=0.7)
+    model, interaction, calls, seen = it.model, batch_of(it.train, 9), [], {}
+    cross_divergence, contrast = model.cross_divergence, model.contrast
+
+    def keep(*inputs):
+        calls.append((inputs, cross_divergence(*inputs)))
+        return calls[-1][1]
+
+    def keep_contrast(x_hat, x, x_view, origin):
+        seen.update(x_view=x_view, origin=origin, value=contrast(x_hat, x, x_view, origin))
+        return seen["value"]
+
+    monkeypatch.setattr(model, "cross_divergence", keep)
+    monkeypatch.setattr(model, "contrast", keep_contrast)
+    loss = model.calculate_loss(interaction)
+    ((_, _, x, x_negative, unseen), own), ((_, view, *of_view), other) = calls
+    origin = seen["origin"]
+    assert torch.equal(view, seen["x_view"]) and len(origin) == view.shape[1]
+    for found, expected in zip(of_view, (x[:, origin], x_negative[origin], unseen[origin]), strict=True):
+        assert torch.equal(found, expected)
+    expected = ((own + 0.3 * seen["value"] + 0.7 * other) / (torch.arange(T) + 1)).sum()
+    torch.testing.assert_close(loss, expected)
+    model.lambda_augmented, calls[:] = 0.0, []
+    model.calculate_loss(interaction)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "mixed"])
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_items_are_ranked_by_the_similarity(similarity, seeds):
+    it = make(similarity=similarity, inference_seeds=seeds)
+    model, interaction = it.model.eval(), batch_of(it.test, 6)
+    with torch.no_grad():
+        x_start, items = model.sample_start(interaction, seeds)[0], model.item_embedding.weight[1:]
+        expected = (x_start @ items.T) if similarity == "dot" else unit(x_start) @ unit(items).T
+        if len(seeds) > 1:
+            expected = expected.softmax(1)
+        scores = model.full_sort_predict(interaction)
+        torch.testing.assert_close(scores[:, 1:], expected, rtol=1e-4, atol=1e-6)
+        best, found = model.topk(interaction, 5)
+    torch.testing.assert_close(best, scores.gather(1, found))
+    assert similarity == "dot" or len(seeds) > 1 or (scores[:, 1:].abs() <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_each_augmentation_has_a_share_of_its_own(name):
+    model = make(augmentation=name, crop_ratio=0.11, mask_ratio=0.22, reorder_ratio=0.33).model
+    assert model.augmentation_ratio == {"crop": 0.11, "mask": 0.22, "reorder": 0.33}[name]
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 @pytest.mark.parametrize("divergence", ["dot", "kl"])
 def test_the_noised_target_moves_the_loss_and_receives_gradient(monkeypatch, divergence, weight):
-    it = make(sample_preference=False, augmentation_ratio=0.0, divergence=divergence, lambda_contrastive=weight)
+    it = make(sample_preference=False, reorder_ratio=0.0, divergence=divergence, lambda_contrastive=weight)
     model, interaction, kept = it.model, batch_of(it.train, 6), []
     fixed = torch.ones(100, dtype=torch.long)
     monkeypatch.setattr(model.unseen_items, "sample", lambda users: (fixed[: len(users)], users > 0))
@@ -423,8 +487,11 @@ def test_the_stages_are_drawn_once_a_seed_for_all_users():
     [
         ("divergence", "cosine"),
         ("augmentation", "shuffle"),
-        ("augmentation_ratio", 1.0),
-        ("augmentation_ratio", -0.1),
+        ("crop_ratio", 1.0),
+        ("mask_ratio", -0.1),
+        ("reorder_ratio", "all"),
+        ("similarity", "euclid"),
+        ("lambda_augmented", -0.5),
         ("lambda_contrastive", -1),
         ("temperature", 0),
         ("temperature", "warm"),

@@ -31,7 +31,8 @@ def attention(module, query, context, mask):
 
 def block(module, h, mask):
     h = h + attention(module.attention, module.norm_1(h), module.norm_1(h), mask)
-    return h + module.dense_2(module.act(module.dense_1(module.norm_2(h))))
+    inner = module.act_dropout(module.act(module.dense_1(module.norm_2(h))))
+    return module.block_dropout(h + module.dense_2(inner))
 
 
 def sinusoid(t, dim):
@@ -50,7 +51,8 @@ def plain(model, item_seq, item_seq_len, x_t, t, lam):
     injected = lam * (x_t + d)[:, None]
     if getattr(model, "cross_attention", False):
         for each in model.approximator:
-            h = h + attention(each.cross_attention, injected, each.norm(h), mask)
+            query, context = (injected, each.norm(h)) if each.query == "target" else (each.norm(h), injected)
+            h = h + attention(each.cross_attention, query, context, mask)
             h = block(each.block, h, mask)
     else:
         h = h + injected
@@ -60,7 +62,15 @@ def plain(model, item_seq, item_seq_len, x_t, t, lam):
 
 
 @pytest.mark.parametrize("ragged", [True, False])
-@pytest.mark.parametrize("name, switches", [("DiffuRec", {}), ("DiffuRecSys", {}), ("DiffuRecSys", {"cross_attention": False})])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    "name, switches",
+    [
+        ("DiffuRec", {}),
+        ("DiffuRecSys", {}),
+        ("DiffuRecSys", {"cross_attention_query": "history"}),
+        ("DiffuRecSys", {"cross_attention": False}),
+    ],
+)
 def test_the_network_is_the_equations(name, switches, ragged):
     it = toy(name, ragged=ragged, **TWIN, **NO_DROPOUT, **switches)
     batch, model = batch_of(it.train, 50), it.model
@@ -81,6 +91,45 @@ def test_diffurecsys_with_both_changes_off_is_diffurec_to_the_last_bit():
         it.model.train()
         losses.append([loss_with_seed(it.model, batch_of(it.train), seed) for seed in range(3)])
     assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
+
+
+class Halved(torch.nn.Module):
+    """Stands where a dropout does, and can be told from one that is missing or stands elsewhere."""
+
+    def forward(self, x):
+        return x / 2
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_the_public_codes_dropouts_stand_after_the_activation_and_on_the_blocks_output(name):
+    it = toy(name, act_dropout_prob=0.25, block_dropout_prob=0.35, lambda_uncertainty=0.5, **TWIN, **NO_DROPOUT)
+    batch, model = batch_of(it.train, 20), it.model
+    item_seq, item_seq_len = model.history(batch)
+    layout = model.layout(item_seq_len, item_seq.shape[1])
+    x_t, t, lam = torch.randn(20, 32), torch.zeros(20, dtype=torch.long), torch.randn(*item_seq.shape, 32)
+
+    def found():
+        return model.approximate(model.embed_history(item_seq, layout), x_t, t, layout.pack(lam), layout)
+
+    model.eval()
+    before = found()
+    blocks = model.approximator.blocks if name == "DiffuRec" else [each.block for each in model.approximator]
+    assert [(each.act_dropout.p, each.block_dropout.p) for each in blocks] == [(0.25, 0.35)] * 2
+    for dropout in ("act_dropout", "block_dropout"):
+        for each in blocks:
+            setattr(each, dropout, Halved())
+        assert not torch.allclose(found(), before)
+        torch.testing.assert_close(found(), plain(model, item_seq, item_seq_len, x_t, t, lam), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["act_dropout_prob", "block_dropout_prob"])
+def test_each_of_them_drops_in_training_alone(key):
+    it = toy("DiffuRec", **{key: 0.5}, **NO_DROPOUT, lambda_uncertainty=0.0)
+    batch = batch_of(it.train, 20)
+    it.model.train()
+    assert loss_with_seed(it.model, batch, 0) != loss_with_seed(it.model, batch, 1)
+    it.model.eval()
+    assert loss_with_seed(it.model, batch, 0) == loss_with_seed(it.model, batch, 1)
 
 
 @pytest.mark.parametrize("switch", [{"cross_attention": True}, {"offset_noise": 1.0}])
@@ -158,9 +207,11 @@ def test_the_forward_process_has_its_moments():
         torch.testing.assert_close(x_t.var(0), variance.expand(32), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("reverse_variance", ["posterior", "beta"])
 @pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
-def test_the_reverse_phase_is_algorithm_2(name):
-    it = toy(name, num_steps=5, inference_seeds=[11], lambda_uncertainty=0.4)
+def test_the_reverse_phase_is_algorithm_2(name, reverse_variance):
+    settings = {"num_steps": 5, "inference_seeds": [11], "lambda_uncertainty": 0.4}
+    it = toy(name, reverse_variance=reverse_variance, **settings)
     batch, model = batch_of(it.test, 9), it.model
     item_seq, item_seq_len = model.history(batch)
     model.eval()
@@ -176,7 +227,8 @@ def test_the_reverse_phase_is_algorithm_2(name):
             before = diffusion.alphas_cumprod[step - 1] if step else torch.ones(())
             x_t = before.sqrt() * beta / (1 - abar) * x_0 + (1 - beta).sqrt() * (1 - before) / (1 - abar) * x_t
             if step:
-                x_t = x_t + ((1 - before) / (1 - abar) * beta).sqrt() * torch.randn(32, generator=generator)
+                variance = beta if reverse_variance == "beta" else (1 - before) / (1 - abar) * beta
+                x_t = x_t + variance.sqrt() * torch.randn(32, generator=generator)
         expected = x_t @ model.item_embedding.weight.T
         torch.testing.assert_close(model.full_sort_predict(batch)[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-5)
 

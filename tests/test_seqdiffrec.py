@@ -56,13 +56,26 @@ def plain_f(model, h_n, lengths, t):
     mask = torch.arange(h_n.shape[1]) < lengths[:, None]
     x = h_n
     if model.position_embedding is not None:
-        x = x + model.position_embedding.weight[: x.shape[1]]
+        y = model.position_embedding.weight
+        x = x + torch.stack([places(model.positions_from, y, n, x.shape[1]) for n in lengths.tolist()])
     if model.use_step_embedding:
-        x = x + eq15(t + 1, x.shape[-1])[:, None]
+        z = eq15(t + 1, x.shape[-1])
+        if (net := model.step_embedding) is not None:
+            z = net.dense_1(z) * torch.sigmoid(net.dense_1(z)) @ net.dense_2.weight.T + net.dense_2.bias
+        x = x + (z if model.step_scale is None else model.step_scale * z)[:, None]
+    if isinstance(model.norm, torch.nn.LayerNorm):
+        x = (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True, correction=0).sqrt()
+        x = x * model.norm.weight + model.norm.bias
     for block in model.encoder.blocks:
         x = block.norm_1(x + attention(block.attention, x, mask))
         x = block.norm_2(x + block.dense_2(block.act(block.dense_1(x))))
     return x[torch.arange(len(x)), lengths - 1]
+
+
+def places(positions_from, y, n, width):
+    """The position embedding of each of n items, the target last, then what padding may hold: [width, D]."""
+    rows = list(range(n)) if positions_from == "start" else list(range(n))[::-1]
+    return y[rows + [0] * (width - n)]
 
 
 def noised(lengths, width, k):
@@ -108,6 +121,47 @@ def test_network_and_forward_process_are_the_equations(ragged, k):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+SCALES = [
+    {"step_projection": True},
+    {"step_scale": 0.3},
+    {"embedding_norm": True},
+    {"step_projection": True, "step_scale": 0.3, "embedding_norm": True},
+]
+
+
+@pytest.mark.parametrize("positions_from", ["target", "start"])
+@pytest.mark.parametrize("scales", [{}, *SCALES])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_every_way_to_add_up_eq_14_is_its_plain_form(ragged, scales, positions_from):
+    model, batch, _ = tiny(ragged=ragged, positions_from=positions_from, **scales)
+    with torch.no_grad():  # large enough that each part shows
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    item_seq, lengths = extended(batch, batch[model.ITEM_ID])
+    layout = model.layout(lengths, item_seq.shape[1])
+    h, t = model.item_embedding(item_seq), torch.arange(60) % T
+    found = model.denoise(layout.pack(h), model.positions(layout), t, layout)
+    torch.testing.assert_close(found, plain_f(model, h, lengths, t), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_every_scale_is_learned(scales):
+    model, batch, _ = tiny(**scales)
+    loss_with_seed(model, batch).backward()
+    names = {"step_projection": "step_embedding.", "step_scale": "step_scale", "embedding_norm": "norm."}
+    for key in scales:
+        learned = [p for name, p in model.named_parameters() if name.startswith(names[key])]
+        assert learned and all((p.grad != 0).any() for p in learned)
+
+
+def test_the_target_has_the_same_position_whatever_the_length_of_the_history():
+    for start in (False, True):
+        model, _, _ = tiny(positions_from="start" if start else "target")
+        layout = model.layout(torch.tensor([2, 5, 3, 6]), 6)
+        y = model.positions(layout)[layout.last]
+        assert len(y.unique(dim=0)) == (4 if start else 1)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -300,6 +354,11 @@ def test_the_schedule_and_the_number_of_steps_reach_the_forward_process(name, ab
         ("noised_items", True),
         ("mse_reduction", "none"),
         ("position_embedding", 1),
+        ("positions_from", "end"),
+        ("step_projection", 2),
+        ("step_scale", -1),
+        ("step_scale", "small"),
+        ("embedding_norm", "layer"),
         ("step_embedding", "no"),
         ("tie_weights", None),
         ("step_sampler", "importance"),
@@ -310,3 +369,9 @@ def test_the_schedule_and_the_number_of_steps_reach_the_forward_process(name, ab
 def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(key, value):
     with pytest.raises(ValueError, match=f"{key}.*{value}"):
         toy_config("SeqDiffRec", **{key: value})
+
+
+@pytest.mark.parametrize("key, value", [("step_projection", True), ("step_scale", 1.0)])
+def test_what_shapes_the_step_embedding_is_refused_where_there_is_none(key, value):
+    with pytest.raises(ValueError, match=r"step_embedding \[False\] must be True"):
+        toy_config("SeqDiffRec", **{"step_embedding": False, key: value})

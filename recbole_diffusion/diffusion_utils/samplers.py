@@ -18,6 +18,7 @@ from .schedules import check_int
 
 PredictStart = Callable[[Tensor, Tensor], Tensor]
 DrawNoise = Callable[[Tensor], Tensor]
+REVERSE_VARIANCES = ("posterior", "beta")
 
 
 def sample_ddpm(
@@ -27,16 +28,19 @@ def sample_ddpm(
     steps: Sequence[int],
     draw_noise: DrawNoise = torch.randn_like,
     eta: float = 0.0,
+    reverse_variance: str = "posterior",
 ) -> Tensor:
     """Walk the ascending `steps` backwards, drawing from the posterior (Ho et al. 2020, Algorithm 2 and Eq. 6, 7).
 
-    Over a subset it is the posterior of the shortened chain (Nichol and Dhariwal 2021, Eq. 19). Shapes: [B, ...].
+    Over a subset it is the posterior of the shortened chain (Nichol and Dhariwal 2021, Eq. 19). `reverse_variance`
+    `beta` draws with beta_t in place of the posterior's variance (Ho et al. 2020, section 3.2). Shapes: [B, ...].
     """
     chain = diffusion.respaced(steps)
     for i in reversed(range(len(steps))):
         x_start = predict_start_fn(x_t, _rows(x_t, steps[i]))
         x_t, variance = chain.q_posterior(x_start, x_t, i)
         if i > 0:
+            variance = chain.betas[i] if reverse_variance == "beta" else variance
             x_t = x_t + variance.sqrt() * draw_noise(x_t)
     return x_t
 
@@ -48,6 +52,7 @@ def sample_ddim(
     steps: Sequence[int],
     draw_noise: DrawNoise = torch.randn_like,
     eta: float = 0.0,
+    reverse_variance: str = "posterior",
 ) -> Tensor:
     """Walk the ascending `steps` backwards by Song et al. 2021 (DDIM), Eq. 12 with the sigma of Eq. 16.
 
@@ -71,6 +76,7 @@ def sample_one_step(
     steps: Sequence[int],
     draw_noise: DrawNoise = torch.randn_like,
     eta: float = 0.0,
+    reverse_variance: str = "posterior",
 ) -> Tensor:
     """Take the prediction at the last of the `steps` as x_0 (DiffuRecSys, Algorithm 3). Shapes: [B, ...]."""
     return predict_start_fn(x_t, _rows(x_t, steps[-1]))
@@ -90,17 +96,19 @@ def sample(
     generator: torch.Generator | None = None,
     draw_noise: DrawNoise | None = None,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    reverse_variance: str = "posterior",
 ) -> Tensor:
     """Return x_0 [B, ...] from noise `x_T` [B, ...] by the named method, one of SAMPLERS.
 
-    `num_steps` visits that many evenly spaced steps (None: all), save by `one_step`. `eta` is for `ddim` alone.
+    `num_steps` visits that many evenly spaced steps (None: all), save by `one_step`. `eta` is for `ddim` alone,
+    `reverse_variance` (posterior or beta) for `ddpm`.
     Noise is one independent draw per element from `generator` (None: the global state), or what `draw_noise` gives,
     for example a `SeedNoise`. Nothing in the loop waits for the device, and gradients are up to the caller.
     `callback(step, x_t, x_start)` sees each visited step with the state there and the prediction made from it.
 
     Raises ValueError on what `check_sampling` does, and where both `generator` and `draw_noise` are given.
     """
-    check_sampling(diffusion.num_steps, method, num_steps, eta)
+    check_sampling(diffusion.num_steps, method, num_steps, eta, reverse_variance)
     if draw_noise is None:
         draw_noise = _generator_noise(generator)
     elif generator is not None:
@@ -108,19 +116,32 @@ def sample(
     steps = strided_steps(diffusion.num_steps, num_steps)
     if callback is not None:
         predict_start_fn = _watched(predict_start_fn, steps, callback)
-    return SAMPLERS[method](diffusion, predict_start_fn, x_T, steps, draw_noise, eta)
+    return SAMPLERS[method](diffusion, predict_start_fn, x_T, steps, draw_noise, eta, reverse_variance)
 
 
-def check_sampling(total: int, method: str = "ddpm", num_steps: int | None = None, eta: float = 0.0) -> None:
+def check_sampling(
+    total: int,
+    method: str = "ddpm",
+    num_steps: int | None = None,
+    eta: float = 0.0,
+    reverse_variance: str = "posterior",
+) -> None:
     """Raise ValueError where `sample` would not run on `total` trained steps; for use before any training is spent.
 
-    The messages name the configuration's keys: `sampler` (method), `sampling_steps` (num_steps), `ddim_eta` (eta).
+    The messages name the configuration's keys: `sampler` (method), `sampling_steps` (num_steps), `ddim_eta` (eta),
+    `reverse_variance`.
     """
     if method not in list(SAMPLERS):
         raise ValueError(f"sampler [{method}] is unknown: choose one of {', '.join(SAMPLERS)}.")
     strided_steps(total, num_steps)
     if not isinstance(eta, Real) or isinstance(eta, bool) or not 0 <= eta <= 1:
         raise ValueError(f"ddim_eta [{eta!r}] must be a number from 0 to 1.")
+    if reverse_variance not in REVERSE_VARIANCES:
+        raise ValueError(
+            f"reverse_variance [{reverse_variance}] is unknown: choose one of {', '.join(REVERSE_VARIANCES)}."
+        )
+    if method == "ddim" and reverse_variance != "posterior":
+        raise ValueError(f"reverse_variance [{reverse_variance}] must be posterior for ddim: ddim_eta sets its noise.")
 
 
 def strided_steps(total: int, num: int | None = None) -> list[int]:

@@ -28,6 +28,10 @@ class CDDRec(DiffusionRecommender):
     The public code's decoder attends across the users of a batch; here it is Eq. 3. Of the two measures of Eq. 5, the
     public code has ``dot``. ``kl`` is as printed, and its scale is that of the noise: with the paper's schedule all
     embeddings shrink to it, and what tells items apart is lost.
+
+    The public code ranks with the scores of the history at zero, contrasts and ranks by cosines (``similarity: mixed``)
+    and adds Eq. 5 of the augmented view (``lambda_augmented: 1``). The paper's values are thus of the protocol that
+    masks the history: compare under ``mask_history: True``.
     """
 
     dataset_class = UserSequenceDataset
@@ -39,8 +43,10 @@ class CDDRec(DiffusionRecommender):
         self.divergence, self.temperature = config["divergence"], config["temperature"]
         self.lambda_contrastive = config["lambda_contrastive"]
         self.sample_target, self.sample_preference = config["sample_target"], config["sample_preference"]
-        self.augment, self.augmentation_ratio = AUGMENTATIONS[config["augmentation"]], config["augmentation_ratio"]
-        self.mask_embedding = nn.Embedding(1, self.hidden_size) if config["augmentation"] == "mask" else None
+        self.similarity, self.lambda_augmented = config["similarity"], config["lambda_augmented"]
+        name = config["augmentation"]
+        self.augment, self.augmentation_ratio = AUGMENTATIONS[name], config[f"{name}_ratio"]
+        self.mask_embedding = nn.Embedding(1, self.hidden_size) if name == "mask" else None
         self.encoder = CausalEncoder(config)
         self.decoder = StepQueryAttention(self.hidden_size, config["num_steps"], config["attn_dropout_prob"])
         self.unseen_items = UnseenItems(dataset) if hasattr(dataset, "inter_feat") else None  # training alone needs it
@@ -92,12 +98,15 @@ class CDDRec(DiffusionRecommender):
         origin = (n.cumsum(0) - n + shift)[rows[n_real:] - len(n)] + positions[n_real:]
 
         x, x_hat = self.corrupt(self.item_embedding(target)), self.preference(mu)
-        divergence = self.cross_divergence(mu[:, :n_real], x_hat[:, :n_real], x, self.item_embedding(negative), unseen)
-        contrast = self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], origin)
-        loss = divergence + self.lambda_contrastive * contrast
+        x_negative = self.item_embedding(negative)
+        loss = self.cross_divergence(mu[:, :n_real], x_hat[:, :n_real], x, x_negative, unseen)
+        loss = loss + self.lambda_contrastive * self.contrast(x_hat[:, :n_real], x[:-1], x_hat[:, n_real:], origin)
+        if self.lambda_augmented > 0:
+            of_view = x[:, origin], x_negative[origin], unseen[origin]
+            loss = loss + self.lambda_augmented * self.cross_divergence(mu[:, n_real:], x_hat[:, n_real:], *of_view)
         self.record_step_losses(self.steps, loss)
         seen = self.seen_items.at_every_position(item_seq, n)
-        return (loss / (self.steps + 1)).sum() + self.seen_loss(mu[0, :n_real], target, seen)
+        return (loss / (self.steps + 1)).sum() + self.seen_loss(self.compared(mu[0, :n_real]), target, seen)
 
     def cross_divergence(self, mu: Tensor, x_hat: Tensor, x: Tensor, x_negative: Tensor, unseen: Tensor) -> Tensor:
         """L_cd of each step (Eq. 5) [T]: the prediction is close to the target, and far from an item never seen.
@@ -107,6 +116,8 @@ class CDDRec(DiffusionRecommender):
         if self.divergence == "kl":
             near, far = self.kl(x[0], x[1:], mu), self.kl(x_negative, x[1:], mu)
         else:
+            if self.similarity == "cosine":
+                x_hat, x, x_negative = map(self.compared, (x_hat, x, x_negative))
             near, far = -(x_hat * x[:-1]).sum(-1), -torch.einsum("tpd,pd->tp", x_hat, x_negative)
         # log(1 - sigmoid(-far)) is log sigmoid(far).
         return -(F.logsigmoid(-near) + F.logsigmoid(far) * unseen).mean(1)
@@ -121,11 +132,24 @@ class CDDRec(DiffusionRecommender):
 
         x_hat, x [T, P, D]; x_view [T, V, D], the augmented view, whose v-th position stands for position origin[v].
         """
+        x_hat, x, x_view = map(self.compared, (x_hat, x, x_view))
         query = x_hat / self.temperature
         others = log_sum_exp_products(query, x_hat, skip_diagonal=True)  # the same in both
         return info_nce(query, x, others) + info_nce(query[:, origin], x_view, others[:, origin])
 
+    def compared(self, x: Tensor) -> Tensor:
+        """x as contrast and ranking compare it: itself (``similarity: dot``), or at length 1 (cosine, mixed)."""
+        return x if self.similarity == "dot" else F.normalize(x, dim=-1)
+
     # ------------------------------------------------------------------ inference
+
+    def output_layer(self) -> tuple[Tensor, None]:
+        """The item embeddings, as they are compared."""
+        return self.compared(self.item_embedding.weight), None
+
+    def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
+        """Inner products or cosines with x_start [..., D]: [..., n_items]."""
+        return super().item_scores(self.compared(x_start), items)
 
     def decode_last(self, interaction, steps: Tensor) -> Tensor:
         """mu(e_s, t) of some steps [S] at the last position (Eq. 3): [S, B, D]."""

@@ -17,8 +17,10 @@ class DiffuRecSys(ApproximatorRecommender):
     ROEGEN@RecSys 2024. Diffusion, loss and reverse phase stand in ``modules/approximator.py``.
 
     ``cross_attention`` alone is the paper's Modified V1, with ``offset_noise`` it is V2, the default; with both off the
-    model is DiffuRec. The public code feeds every block the same input and takes the softmax over features; here blocks
-    follow each other and the softmax runs over keys.
+    model is DiffuRec. Eq. 16 prints the item first and the target second, and does not say which of them is the query.
+    The text, by which the history is weighed by its importance to the target, makes it the target; the other reading is
+    ``cross_attention_query: history``. The public code feeds every block the same input and takes the softmax over
+    features; here blocks follow each other and the softmax runs over keys.
     """
 
     def __init__(self, config, dataset):
@@ -54,9 +56,14 @@ class CrossAttentionBlock(nn.Module):
         self.cross_attention = MultiHeadAttention(config["hidden_size"], config["n_heads"], config["attn_dropout_prob"])
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.block = transformer_block(config, norm_first=True, causal=False)
+        self.query = config["cross_attention_query"]
 
     def forward(self, h: Tensor, injected: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
-        """h <- h + CrossAttention(lambda * (x_t + d_t), LayerNorm(h)) (Eq. 16), then self-attention; [N, D]."""
+        """h <- h + CrossAttention(lambda * (x_t + d_t), LayerNorm(h)) (Eq. 16), then self-attention; [N, D].
+
+        With ``cross_attention_query: history`` the two arguments change places.
+        """
+        asked = (injected, self.norm(h)) if self.query == "target" else (self.norm(h), injected)
         # The paper does not draw the residual; without it every position would hold the same average of the history.
-        h = h + self.dropout(self.cross_attention(injected, self.norm(h), layout))
+        h = h + self.dropout(self.cross_attention(*asked, layout))
         return self.block(h, layout, last_only)

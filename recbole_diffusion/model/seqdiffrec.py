@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffusion.diffusion_utils import SeedNoise
-from recbole_diffusion.modules.layers import TransformerEncoder, sinusoidal_embedding
+from recbole_diffusion.modules.layers import StepEmbedding, TransformerEncoder, sinusoidal_embedding
 from recbole_diffusion.modules.ragged import TokenLayout
 from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.modules.seen import Seen
@@ -32,15 +32,24 @@ class SeqDiffRec(DiffusionRecommender):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.noised_items = self.max_seq_length if config["noised_items"] == "all" else config["noised_items"]
-        self.use_step_embedding = config["step_embedding"]
+        self.use_step_embedding, self.positions_from = config["step_embedding"], config["positions_from"]
         self.mse_reduction = config["mse_reduction"]
         self.position_embedding = (
             nn.Embedding(self.max_seq_length, self.hidden_size) if config["position_embedding"] else None
+        )
+        self.step_embedding = (
+            StepEmbedding(self.hidden_size, 4 * self.hidden_size, "silu") if config["step_projection"] else None
+        )
+        self.norm = (
+            nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"]) if config["embedding_norm"] else nn.Identity()
         )
         self.dropout = nn.Dropout(config["emb_dropout_prob"])
         self.encoder = TransformerEncoder(config, norm_first=False, causal=False)
         self.output = nn.Linear(self.hidden_size, self.n_items)
         self.apply(self._init_weights)
+        self.step_scale = (
+            None if config["step_scale"] is None else nn.Parameter(torch.tensor(float(config["step_scale"])))
+        )
         if config["tie_weights"]:
             self.output.weight = self.item_embedding.weight
 
@@ -51,6 +60,10 @@ class SeqDiffRec(DiffusionRecommender):
             raise ValueError(
                 f"MAX_ITEM_LIST_LENGTH [{config['MAX_ITEM_LIST_LENGTH']}] must be an integer >= 2 for {cls.__name__}: "
                 "the target is one of them."
+            )
+        if not config["step_embedding"] and (config["step_projection"] or config["step_scale"] is not None):
+            raise ValueError(
+                "step_embedding [False] must be True where step_projection or step_scale is set: they shape it."
             )
 
     # ------------------------------------------------------------------ forward process
@@ -67,25 +80,42 @@ class SeqDiffRec(DiffusionRecommender):
 
     def diffuse(self, h: Tensor, t: Tensor, noise: Tensor, layout: TokenLayout) -> Tensor:
         """h^n ~ q(h^n | h^0) at the last ``noised_items`` positions, h^0 before (Eq. 7, by Eq. 2): [N, D], t [B]."""
-        to_last = layout.positions[layout.last][layout.rows] - layout.positions
         h_n = self.diffusion.q_sample(h, t[layout.rows], noise)
-        return torch.where((to_last < self.noised_items).unsqueeze(1), h_n, h)
+        return torch.where((self.to_target(layout) < self.noised_items).unsqueeze(1), h_n, h)
 
     # ------------------------------------------------------------------ denoise sequential recommender
 
+    def to_target(self, layout: TokenLayout) -> Tensor:
+        """How many places each token stands before its sequence's target, [N]; 0 also for the padding behind it."""
+        return (layout.positions[layout.last][layout.rows] - layout.positions).clamp(min=0)
+
     def positions(self, layout: TokenLayout) -> Tensor | float:
-        """y_t of Eq. 14, [N, D], or 0 without ``position_embedding``."""
-        return 0.0 if self.position_embedding is None else self.position_embedding(layout.positions)
+        """y_t of Eq. 14, [N, D], or 0 without ``position_embedding``.
+
+        In the paper the target stands at position T of every sequence, and nothing but y_T marks it to an encoder that
+        reads both ways. Row 0 of Y is that y_T, row k is y_{T-k}; with ``positions_from: start`` row k is y_{k+1}.
+        """
+        if self.position_embedding is None:
+            return 0.0
+        return self.position_embedding(self.to_target(layout) if self.positions_from == "target" else layout.positions)
+
+    def steps(self, t: Tensor) -> Tensor | float:
+        """z_n of Eq. 15, [B] to [B, D], or 0 without ``step_embedding``.
+
+        Its sines lie behind its cosines rather than between them: the same up to the order of dimensions. The paper
+        names no scale of what Eq. 14 adds up: ``step_projection`` puts a network behind the sinusoids, ``step_scale``
+        a learned factor before the sum.
+        """
+        if not self.use_step_embedding:
+            return 0.0
+        z = sinusoidal_embedding(t + 1, self.hidden_size) if self.step_embedding is None else self.step_embedding(t + 1)
+        return z if self.step_scale is None else self.step_scale * z
 
     def denoise(self, h: Tensor, y: Tensor | float, t: Tensor, layout: TokenLayout) -> Tensor:
-        """f(h_T^n, n): the sum of Eq. 14 and Eq. 15, encoded, at the target (Eq. 16): h, y [N, D], t [B] to [B, D].
-
-        The sines of Eq. 15 lie behind its cosines rather than between them: the same up to the order of dimensions.
-        """
-        h = h + y
-        if self.use_step_embedding:
-            h = h + sinusoidal_embedding(t + 1, self.hidden_size)[layout.rows]
-        return self.encoder(self.dropout(h), layout, last_only=True)
+        """f(h_T^n, n): the sum of Eq. 14, encoded, at the target (Eq. 16): h, y [N, D], t [B] to [B, D]."""
+        z = self.steps(t)
+        h = h + y + (z if isinstance(z, float) else z[layout.rows])
+        return self.encoder(self.dropout(self.norm(h)), layout, last_only=True)
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
         """W [n_items, D] and b [n_items] of p(v | h^0) = softmax(W h^0 + b) (Eq. 8)."""

@@ -57,6 +57,8 @@ class TransformerBlock(nn.Module):
         layer_norm_eps: float,
         norm_first: bool,
         causal: bool,
+        act_dropout_prob: float = 0.0,
+        block_dropout_prob: float = 0.0,
     ):
         super().__init__()
         self.norm_first, self.causal = norm_first, causal
@@ -67,6 +69,7 @@ class TransformerBlock(nn.Module):
         self.norm_1 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.norm_2 = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = nn.Dropout(hidden_dropout_prob)
+        self.act_dropout, self.block_dropout = nn.Dropout(act_dropout_prob), nn.Dropout(block_dropout_prob)
 
     def forward(self, x: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
         """[N, D] to [N, D], or with ``last_only`` to the last positions alone, [B, D]."""
@@ -87,13 +90,13 @@ class TransformerBlock(nn.Module):
         """The residual of the attention, and all that follows, token by token."""
         x = x + self.dropout(attended)
         if self.norm_first:
-            return x + self.dropout(self.feed_forward(self.norm_2(x)))
+            return self.block_dropout(x + self.dropout(self.feed_forward(self.norm_2(x))))
         x = self.norm_1(x)
-        return self.norm_2(x + self.dropout(self.feed_forward(x)))
+        return self.block_dropout(self.norm_2(x + self.dropout(self.feed_forward(x))))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The position-wise network of Vaswani et al. 2017, Eq. 2."""
-        return self.dense_2(self.act(self.dense_1(x)))
+        return self.dense_2(self.act_dropout(self.act(self.dense_1(x))))
 
 
 class TransformerEncoder(nn.Module):
@@ -137,6 +140,9 @@ def transformer_block(config, norm_first: bool, causal: bool) -> TransformerBloc
         layer_norm_eps=config["layer_norm_eps"],
         norm_first=norm_first,
         causal=causal,
+        # Keys of some models; the others have no such dropout.
+        act_dropout_prob=config["act_dropout_prob"] or 0.0,
+        block_dropout_prob=config["block_dropout_prob"] or 0.0,
     )
 
 

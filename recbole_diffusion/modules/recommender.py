@@ -229,6 +229,7 @@ class DiffusionRecommender(SequenceRecommender):
         super().__init__(config, dataset)
         self.inference, self.sampler = config["inference"], config["sampler"]
         self.sampling_steps, self.ddim_eta = config["sampling_steps"], config["ddim_eta"]
+        self.reverse_variance = config["reverse_variance"]
         self.diffusion = GaussianDiffusion(betas_from_config(config.final_config_dict))
         # A model that trains on every step at once has no such key.
         self.step_sampler = get_step_sampler(config["step_sampler"] or "uniform", config["num_steps"])
@@ -243,7 +244,8 @@ class DiffusionRecommender(SequenceRecommender):
             if all(key in config for key in keys):
                 betas_from_config({**config, "noise_schedule": schedule})
         if "sampling_steps" in config:
-            check_sampling(config["num_steps"], config["sampler"], config["sampling_steps"], config["ddim_eta"])
+            keys = ("num_steps", "sampler", "sampling_steps", "ddim_eta", "reverse_variance")
+            check_sampling(*(config[key] for key in keys))
         steps = config.get("valid_sampling_steps")
         if steps is not None and steps > config["num_steps"]:
             raise ValueError(f"valid_sampling_steps [{steps}] must be at most num_steps [{config['num_steps']}].")
@@ -288,7 +290,14 @@ class DiffusionRecommender(SequenceRecommender):
         like = self.item_embedding.weight.new_empty(len(noise.generators) * batch, self.hidden_size)
         method = "one_step" if self.inference == "one_step" else self.sampler
         x_start = sample(
-            self.diffusion, predict_start, noise(like), method, self.sampling_steps, self.ddim_eta, draw_noise=noise
+            self.diffusion,
+            predict_start,
+            noise(like),
+            method,
+            self.sampling_steps,
+            self.ddim_eta,
+            draw_noise=noise,
+            reverse_variance=self.reverse_variance,
         )
         return x_start.float().view(-1, batch, self.hidden_size)
 

@@ -62,6 +62,30 @@ def test_ddpm_over_all_steps_is_the_plain_chain(num_steps):
     assert torch.allclose(sample(shortened, network, x, draw_noise=fixed_noise()), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_ddpm_draws_with_beta_where_asked(num_steps):
+    diffusion, draw = GaussianDiffusion(get_betas("trunc_linear", 9)), fixed_noise()
+    steps = strided_steps(9, num_steps)
+    abar = diffusion.alphas_cumprod.double()
+    expected = x_noise(4, 3)
+    for place in reversed(range(len(steps))):
+        now, before = abar[steps[place]], abar[steps[place - 1]] if place else torch.ones((), dtype=torch.float64)
+        beta, x_start = 1 - now / before, network(expected, torch.full((4,), steps[place]))
+        mean = before.sqrt() * beta * x_start + (now / before).sqrt() * (1 - before) * expected
+        expected = mean / (1 - now) + (beta.sqrt() * draw(expected) if place else 0)
+    kwargs = {"num_steps": num_steps, "reverse_variance": "beta"}
+    found = sample(diffusion, network, x_noise(4, 3), draw_noise=fixed_noise(), **kwargs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    kwargs["reverse_variance"] = "posterior"
+    assert not torch.allclose(sample(diffusion, network, x_noise(4, 3), draw_noise=fixed_noise(), **kwargs), expected)
+
+
+@pytest.mark.parametrize("method, value", [("ddpm", "betas"), ("ddim", "beta")])
+def test_a_reverse_variance_that_is_not_known_or_not_the_samplers_is_refused(method, value):
+    with pytest.raises(ValueError, match=rf"reverse_variance \[{value}\]"):
+        check_sampling(20, method, reverse_variance=value)
+
+
 def transition(sampler, diffusion, steps, x_t, x_start, **kwargs):
     """Mean and standard deviation of the sampler's first step, seen by the second call of the network."""
 
