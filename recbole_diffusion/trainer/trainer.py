@@ -273,14 +273,10 @@ class DiffusionTrainer(BothProtocols, Trainer):
         """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""
         if eval_data and load_best_model:
             path = model_file or self.saved_model_file
-            weights = from_rank_zero(lambda: _weights(load_checkpoint(path, model=self.config["model"])))
-            load_weights(self.model, weights, path)
+            best = from_rank_zero(lambda: {**load_checkpoint(path, model=self.config["model"]), "config": None})
+            load_weights(self.model, best, path)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-
-
-def _weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: checkpoint.get(key) for key in ("state_dict", "other_parameter")}
 
 
 def _keep_item_tokens(model, dataset) -> None:
