@@ -12,4 +12,13 @@ from recbole_diffusion.version import __version__  # noqa: E402
 
 register()
 
-__all__ = ["MODELS", "__version__"]
+__all__ = ["MODELS", "Recommender", "__version__", "recommend"]
+
+
+def __getattr__(name: str):
+    """`Recommender` on first use: RecBole's own scripts, which import this package for its models, need none of it."""
+    if name == "Recommender":
+        from recbole_diffusion.recommend import Recommender
+
+        return Recommender
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from logging import getLogger
@@ -17,7 +18,10 @@ from recbole.utils import EvaluatorType, get_model, get_trainer, init_logger, in
 
 from recbole_diffusion.compat.atomic_files import read_header
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.compat.distributed import rank_and_world, spawn
 from recbole_diffusion.config.settings import resume_settings, settings
+from recbole_diffusion.data.cache import cache_name, cache_table
+from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, value_sources
 from recbole_diffusion.trainer import DiffusionTrainer, load_weights
@@ -52,30 +56,31 @@ def run(
     config_dict = dict(config_dict or {})
     if nproc == 1 and world_size <= 0:
         return train_and_test(build_config(model, dataset, config_file_list, config_dict), saved)
-    if torch.cuda.device_count() < nproc:
-        raise ValueError(f"nproc [{nproc}] needs as many GPUs; this machine has {torch.cuda.device_count()}.")
-    import torch.multiprocessing as mp
-
+    config = build_config(model, dataset, config_file_list, config_dict)  # raises what is wrong; converts a table once
+    if config["device"].type == "cuda" and torch.cuda.device_count() < nproc:
+        raise ValueError(
+            f"nproc [{nproc}] needs as many GPUs; this machine has {torch.cuda.device_count()}. Without them: --gpu_id="
+        )
     config_dict.update(
         world_size=world_size if world_size > 0 else nproc, ip=ip, port=port, nproc=nproc, offset=group_offset
     )
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_run_rank, args=(model, dataset, config_file_list, config_dict, saved, queue), nprocs=nproc, join=True)
-    return queue.get()
+    return spawn(_run_rank, nproc, model, dataset, config_file_list, config_dict, saved)
 
 
-def _run_rank(rank: int, model, dataset, config_file_list, config_dict, saved, queue) -> None:
+def _run_rank(rank: int, model, dataset, config_file_list, config_dict, saved) -> dict[str, Any]:
     """One process of a distributed run; a spawned process imports this module, and with it registers the models."""
-    config = build_config(model, dataset, config_file_list, {**config_dict, "local_rank": rank})
-    result = train_and_test(config, saved)
-    torch.distributed.destroy_process_group()
-    if rank == 0:
-        queue.put(result)
+    return train_and_test(build_config(model, dataset, config_file_list, {**config_dict, "local_rank": rank}), saved)
 
 
 def train_and_test(config: Config, saved: bool = True, callback_fn=None) -> dict[str, Any]:
     """Train and test what a Config says; the result is that of ``run``."""
-    trainer, train_data, valid_data, test_data = prepare_training(config)
+    return fit_and_test(config, *prepare_training(config), saved, callback_fn)
+
+
+def fit_and_test(
+    config: Config, trainer: Trainer, train_data, valid_data, test_data, saved: bool = True, callback_fn=None
+) -> dict[str, Any]:
+    """Train and test with what ``prepare_training`` returned; the result is that of ``run``."""
     logger, show = getLogger(), config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=show, callback_fn=callback_fn
@@ -102,8 +107,11 @@ def prepare_training(config: Config):
     Seeds all random generators, and resumes the trainer where the key ``resume`` says so.
     """
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
     logger = getLogger()
+    if rank_and_world()[0] == 0:
+        init_logger(config)
+    else:  # one process writes the log
+        logging.disable(logging.WARNING)
     logger.info(config)
 
     data, train_data, valid_data, test_data = prepare_data(config)
@@ -113,7 +121,7 @@ def prepare_training(config: Config):
             f"topk [{max(config['topk'])}] is more than the {data.item_num - 1:,} items of dataset "
             f"[{config['dataset']}]: RecBole cannot rank so many."
         )
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    init_seed(config["seed"] + rank_and_world()[0], config["reproducibility"])
     network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = build_trainer(config, network)
@@ -126,7 +134,9 @@ def prepare_training(config: Config):
 def build_config(model: str | None, dataset: str | None, config_file_list=None, config_dict=None) -> Config:
     """RecBole's Config for a model of ours or of RecBole's, with the papers' protocol for both.
 
-    Where ``model`` or ``dataset`` is None, RecBole looks for them among the parameters.
+    Where ``model`` or ``dataset`` is None, RecBole looks for them among the parameters. A ``dataset`` that is a table
+    (``events.csv``) is converted into a folder under ``data_path`` and read from there; USER_ID_FIELD, ITEM_ID_FIELD
+    and TIME_FIELD name its columns.
 
     Raises
     ------
@@ -138,7 +148,13 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     for path in config_file_list or []:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config_files [{path}] does not exist.")
-    return Config(model, dataset, list(config_file_list or []), {"paper_protocol": True, **(config_dict or {})})
+    config_dict = {"paper_protocol": True, **(config_dict or {})}
+    table = dataset or config_dict.get("dataset")
+    if table is None or not kind_of(table):
+        return Config(model, dataset, list(config_file_list or []), config_dict)
+    config = Config(model, cache_name(table), list(config_file_list or []), config_dict)
+    cache_table(table, config)
+    return config
 
 
 def describe_config(config: Config, config_file_list: Sequence[str] = ()) -> str:

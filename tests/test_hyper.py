@@ -383,7 +383,7 @@ def test_the_script_prints_a_command_that_trains_with_the_best():
     lines = done.stdout.splitlines()
     assert "Best of 1 trials of DiffuRecSys on markov-toy" in lines
     files = "'--config_files=base.yaml hyper_results/DiffuRecSys-markov-toy.result.yaml'"
-    command = f"  python run_recbole_diffusion.py --model=DiffuRecSys --dataset=markov-toy {files} --epochs=1 {data}"
+    command = f"  recbole-diffusion run --model=DiffuRecSys --dataset=markov-toy {files} --epochs=1 {data}"
     assert lines[-1] == command
 
 

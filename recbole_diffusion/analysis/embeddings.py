@@ -12,6 +12,7 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section
+from recbole_diffusion.data.tokens import restore_token
 
 MOST_ITEMS, MOST_TARGETS = 1000, 300
 PCA_DIMENSIONS = 50
@@ -44,6 +45,7 @@ def embedding_map(evaluation: Evaluation) -> Section:
     points = PCA(min(PCA_DIMENSIONS, *points.shape), random_state=evaluation.seed).fit_transform(points)
     perplexity = min(30.0, (len(points) - 1) / 3)
     table = pd.DataFrame(rows)
+    table["token"] = table["token"].map(restore_token)
     table[["x", "y"]] = TSNE(perplexity=perplexity, random_state=evaluation.seed).fit_transform(points)
     return Section(
         f"Directions of {len(items):,} item embeddings"

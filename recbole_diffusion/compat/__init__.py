@@ -3,7 +3,7 @@
 Nothing outside this folder knows of versions.
 """
 
-from recbole_diffusion.compat import atomic_files, checkpoint, finite, timestamps, versions
+from recbole_diffusion.compat import atomic_files, checkpoint, distributed, finite, timestamps, versions
 
 
 def apply() -> None:
@@ -20,3 +20,4 @@ def apply() -> None:
     timestamps.bridge_timestamps()
     finite.bridge_scores()
     checkpoint.bridge_checkpoints()
+    distributed.bridge_distributed()

@@ -48,8 +48,8 @@ class SeedNoise:
 
         Raises ValueError where the rows of x are not a multiple of the seeds.
         """
-        batch_size, rest = divmod(len(x), len(self.generators))
-        if rest:
+        batch_size = x.shape[0] // len(self.generators)
+        if x.shape[0] % len(self.generators):
             raise ValueError(f"rows [{len(x)}] must be a multiple of the {len(self.generators)} seeds.")
         return expand_seeds(self.draw(*x.shape[1:], device=x.device, dtype=x.dtype), batch_size)
 

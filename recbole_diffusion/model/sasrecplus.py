@@ -34,6 +34,10 @@ class SASRecPlus(SequenceRecommender):
         target = next_items(item_seq, n, interaction[self.POS_ITEM_ID])
         return self.item_cross_entropy(x, target, self.seen_items.at_every_position(item_seq, n)).mean()
 
+    def loss_terms(self, interaction) -> int:
+        """How many positions the loss is a mean over."""
+        return int(self.history(interaction)[1].sum())
+
     def sample_start(self, interaction, seeds: list[int]) -> Tensor:
         """The encoder's last position, which no seed changes: [S, B, D]."""
         item_seq, n = self.history(interaction)

@@ -124,7 +124,7 @@ class SeqDiffRec(DiffusionRecommender):
         """f(h_T^n, n) for histories that end in a placeholder, as the reverse chain asks for it."""
         item_seq, item_seq_len = self.history(interaction)
         item_seq, item_seq_len = self.append(item_seq, item_seq_len, torch.zeros_like(item_seq_len))
-        n_seeds, batch = len(noise.generators), len(item_seq)
+        n_seeds, batch = len(noise.generators), item_seq.shape[0]
         layout = self.layout(item_seq_len.repeat(n_seeds), item_seq.shape[1])
         h = self.item_embedding(layout.pack(item_seq.repeat(n_seeds, 1)))
         y, seed = self.positions(layout), layout.rows // batch

@@ -56,7 +56,7 @@ class GuidedRecommender(DiffusionRecommender):
         """``predict_start(x_t, t)`` of S seeds under the conditions c [B, D]: x_t [S * B, D], seed by seed."""
         if self.fused_denoiser:
             return self.f.guided(c, self.null, self.guidance_scale, self.diffusion.num_steps, n_seeds)
-        c, null = c.repeat(n_seeds, 1), self.null.expand(n_seeds * len(c), -1)
+        c, null = c.repeat(n_seeds, 1), self.null.expand(n_seeds * c.shape[0], -1)
 
         def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
             return guided_start(self.f(x_t, c, t), self.f(x_t, null, t), self.guidance_scale)
@@ -75,7 +75,8 @@ class GuidedRecommender(DiffusionRecommender):
         with self.autocast():
             c = self.encode(interaction).float()
         noise, size = SeedNoise(seeds), self.hidden_size
-        if len(c) <= size + 1:
+        # An exported graph takes batches of any size, and holds the chain's outcome rather than its steps.
+        if not torch.compiler.is_exporting() and len(c) <= size + 1:
             return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
         corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)

@@ -59,8 +59,9 @@ class TokenLayout:
             ordered, order = item_seq_len.sort(descending=True, stable=True)
             parts = self.cut(ordered.tolist())  # the one wait for the device
         else:
-            order = torch.arange(len(item_seq_len), device=item_seq_len.device)
-            parts = [(0, len(item_seq_len), length, 0)]
+            batch = item_seq_len.shape[0]  # not len(): an exported graph takes batches of any size
+            order = torch.arange(batch, device=item_seq_len.device)
+            parts = [(0, batch, length, 0)]
 
         self.groups: list[Group] = []
         index, first = [], []

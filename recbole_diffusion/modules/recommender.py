@@ -281,7 +281,7 @@ class DiffusionRecommender(SequenceRecommender):
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
         noise = SeedNoise(seeds)
         with self.autocast():
-            return self.run_chain(self.denoiser(interaction, noise), noise, len(interaction[self.ITEM_SEQ_LEN]))
+            return self.run_chain(self.denoiser(interaction, noise), noise, interaction[self.ITEM_SEQ_LEN].shape[0])
 
     def run_chain(self, predict_start, noise: SeedNoise, batch: int) -> Tensor:
         """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D]."""

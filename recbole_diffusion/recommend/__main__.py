@@ -10,6 +10,9 @@ first, ``scores``, ``spread`` (the standard deviation of each score over the see
 
 The file of ``--output`` appears when it is whole. A job that is cut leaves what is done beside it, in
 ``<output>.partial`` with a manifest, and goes on there when it is started again in the same words.
+
+Parquet files have a column ``history``, a list; each row group's results are a file of the output folder, and what is
+there is not made again: recbole-diffusion recommend --model_file=... --input='*.parquet' --output=folder --engine=ray
 """
 
 from __future__ import annotations
@@ -51,9 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model_file", required=True, help="a checkpoint")
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--history", help="item tokens, oldest first, separated by commas")
-    given.add_argument("--input", help="a file with one history a line (JSON)")
-    add("--output", help="the file to write, a line for each history (default: standard output)")
+    given.add_argument("--history", help="item tokens, oldest first, separated by commas, or a list in JSON")
+    given.add_argument("--input", help="a file with one history a line (JSON), or Parquet files (*.parquet, a folder)")
+    add("--output", help="the file to write, a line for each history (default: standard output); a folder for Parquet")
     add("--topk", type=int, default=10, help="how many items (default: %(default)s)")
     add("--exclude_seen", action="store_true", help="recommend no item of the history")
     add(
@@ -61,17 +64,55 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
     add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
+    cluster = parser.add_argument_group("Parquet, in one process or on Ray")
+    cluster.add_argument("--engine", default="local", choices=["local", "ray"], help="(default: %(default)s)")
+    cluster.add_argument("--address", help="of a Ray cluster, such as auto (default: start Ray on this machine)")
+    cluster.add_argument("--workers", type=int, help="actors, each with the model (default: one for each CPU)")
+    cluster.add_argument("--num_gpus", type=float, default=0, help="of each actor (default: %(default)s)")
     return parser.parse_args(argv)
+
+
+def _is_parquet(pattern: str) -> bool:
+    return pattern.endswith((".parquet", ".pq")) or Path(pattern).is_dir()
+
+
+def _recommend_parquet(args: argparse.Namespace) -> None:
+    """Part by part to files of a folder."""
+    if not args.output:
+        raise ValueError("output [None] must be a folder for Parquet: say --output.")
+    from recbole_diffusion.recommend.parquet import Options, recommend_parquet
+
+    options = Options(
+        args.model_file, args.topk, args.exclude_seen, args.inference_seeds, args.keep_going, args.batch_size
+    )
+    start, rows, peak, parts = time.perf_counter(), 0, 0.0, (0, 0)
+    cluster = (args.engine, args.address, args.workers, args.num_gpus)
+    for done, total, new, most in recommend_parquet(args.input, args.output, options, *cluster):
+        rows, peak, parts = rows + new, max(peak, most), (done, total)
+        print(f"{done} of {total} parts", end="\r", file=sys.stderr)
+    seconds = time.perf_counter() - start
+    print(
+        f"{parts[0]} of {parts[1]} parts; now {rows:,} histories in {seconds:.1f} s, {rows / seconds:,.0f} a second, "
+        f"at most {peak:,.0f} MiB a process: {args.output}"
+    )
+
+
+def _history(text: str) -> str:
+    """A history of the command line as a line of JSON."""
+    if text.lstrip().startswith("["):
+        return text
+    return json.dumps([token.strip() for token in text.split(",") if token])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with errors_in_one_line():
         _check(args)
+        if args.input and _is_parquet(args.input):
+            return _recommend_parquet(args)
         start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds)
         if args.history is not None:
-            tokens = [token.strip() for token in args.history.split(",") if token]
-            lines: Iterable[bytes] = [json.dumps(tokens).encode()]
+            lines: Iterable[bytes] = [_history(args.history).encode()]
             done = _write(recommender, lines, args)
         else:
             with open(args.input, "rb") as lines:
@@ -82,9 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("topk", "batch_size"):
+    for name in ("topk", "batch_size", "workers"):
         if getattr(args, name) is not None:
             check_number(vars(args), name, Integral, 1)
+    if args.input and _is_parquet(args.input):
+        return
+    if args.engine != "local":
+        raise ValueError(f"engine [{args.engine}] works off Parquet files: --input='*.parquet'.")
     if args.input and not Path(args.input).exists():
         raise FileNotFoundError(f"input [{args.input}] does not exist.")
     if args.input and args.output and Path(args.output).exists() and os.path.samefile(args.input, args.output):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from recbole_diffusion.recommend.recommender import Recommendation, Recommender, batches
@@ -51,16 +51,30 @@ def recommend_lines(
     Raises ValueError naming the first line that cannot be used; with ``keep_going``, its dictionary says ``error``.
     """
     numbered = ((number, line) for number, line in enumerate(lines, start=first) if line.strip())
+    yield from recommend_records(recommender, numbered, _record, "line", k, exclude_seen, batch_size, keep_going)
+
+
+def recommend_records(
+    recommender: Recommender,
+    numbered: Iterable[tuple[int, Any]],
+    read: Callable[[Any], dict[str, Any]],
+    where: str,
+    k: int,
+    exclude_seen: bool,
+    batch_size: int | None,
+    keep_going: bool,
+) -> Iterator[dict[str, Any]]:
+    """As `recommend_lines` for what ``read`` makes a dictionary with a ``history`` of; ``where`` is for the error."""
     for batch in batches(numbered, batch_size or recommender.batch_size):
         records, encoded, errors = [], [], {}
         for place, (number, line) in enumerate(batch):
             record = {}
             try:
-                record = _record(line)
+                record = read(line)
                 encoded.append(recommender.encode(record.pop("history")))
             except ValueError as error:
                 if not keep_going:
-                    raise ValueError(f"line {number} cannot be used: {error}") from None
+                    raise ValueError(f"{where} {number} cannot be used: {error}") from None
                 errors[place] = {"error": str(error)}
             records.append(record)
         results = iter(recommender.rank(encoded, k, exclude_seen) if encoded else ())

@@ -17,9 +17,12 @@ from torch import Tensor
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.config.checks import check_number
+from recbole_diffusion.data.tokens import restore_token
 from recbole_diffusion.diffusion_utils import resolve_seeds
 from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
+from recbole_diffusion.recommend.frames import FrameRecommender
+from recbole_diffusion.recommend.known import KnownUsers
 from recbole_diffusion.trainer import load_weights
 
 TRIM_EVERY = 4  # batches between two times that free memory is handed back
@@ -62,11 +65,12 @@ def recommend(
     return list(Recommender(model_file, inference_seeds).stream(histories, k, exclude_seen, batch_size))
 
 
-class Recommender:
+class Recommender(FrameRecommender):
     """A trained sequential model, ours or RecBole's, loaded once to recommend.
 
     A checkpoint that our trainer wrote needs no dataset. For others, and for models whose layers read the data, the
-    dataset is loaded again as in training.
+    dataset is loaded again as in training. `stream` is for millions of histories; `recommend` and `similar_items`
+    return data frames; `fit` trains one from a table.
 
     Raises
     ------
@@ -92,9 +96,13 @@ class Recommender:
             if not isinstance(model, DiffusionRecommender):
                 raise ValueError(f"inference_seeds [{inference_seeds}] cannot be given: [{self.name}] draws nothing.")
             model.inference_seeds = resolve_seeds(inference_seeds)
-        self.model, self.tokens, self.device = model.eval(), tokens, config["device"]
+        self.model, self.device = model.eval(), config["device"]
+        self.tokens = [restore_token(token) for token in tokens]
+        self.known = KnownUsers.restore(checkpoint.get("known_users"))
+        large = ("state_dict", "optimizer", "known_users")
+        self.checkpoint = {key: value for key, value in checkpoint.items() if key not in large}
         self.batch_size = config["eval_batch_size"]
-        self.ids = {token: number for number, token in enumerate(tokens)}
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
 
     def encode(self, history: Sequence[str]) -> tuple[list[int], list[str]]:
         """The item numbers of a history and the tokens that are unknown; whole numbers are read as tokens.

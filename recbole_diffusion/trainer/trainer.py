@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler as schedulers
 from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
+from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, rank_and_world, sum_over_processes
 from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
@@ -48,9 +49,9 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def __init__(self, config, model):
         check_training_config(config.final_config_dict)
         super().__init__(config, model)
-        if config["single_spec"]:  # RecBole names the file by the second, and another run may have begun in it
-            path = Path(self.saved_model_file)
-            self.saved_model_file = str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}"))
+        # RecBole names the file by the second, and another run may have begun in it.
+        path = Path(self.saved_model_file)
+        self.saved_model_file = from_rank_zero(lambda: str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}")))
         self.lr_scheduler = schedulers.LambdaLR(self.optimizer, build_lr_lambda(config["lr_scheduler"], self.epochs))
         self.amp_dtype = AMP_DTYPES[config["amp_dtype"] or "bf16"]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
@@ -76,23 +77,22 @@ class DiffusionTrainer(BothProtocols, Trainer):
         steps = min(len(train_data), self.limit_train_batches or len(train_data))
         title = set_color(f"Train {epoch_idx:>5}", "pink")
         progress = tqdm(train_data, total=steps, ncols=100, desc=title, disable=not show_progress)
-        if not self.config["single_spec"] and train_data.shuffle:
-            train_data.sampler.set_epoch(epoch_idx)
-
         total, pending, grad_norms = None, [], []
         for step, interaction in enumerate(progress):
             if step == steps:
                 break
             self.optimizer.zero_grad()
             losses, sync_loss = self._losses(loss_func, interaction.to(self.device))
-            pending.append(torch.stack([loss.detach().float() for loss in losses]))
+            weight, share = loss_weight(self.model, interaction, train_data, step)
+            pending.append(torch.stack([loss.detach().float() * share for loss in losses]))
             if len(pending) == CHECK_EVERY.get(self.device.type, 1) or step + 1 == steps:
                 total = self._add_finite(total, pending, epoch_idx, step)
                 pending = []
-            grad_norms += self._update(sum(losses) + sync_loss, step)
+            grad_norms += self._update(sum(losses) * weight + sync_loss, step)
             if self.gpu_available and show_progress:
                 progress.set_postfix_str(set_color("GPU RAM: " + get_gpu_usage(self.device), "yellow"))
         check_parameters(self.model, f"after epoch {epoch_idx}")
+        total = sum_over_processes(torch.tensor(total, dtype=torch.float64)).tolist()
         self.tensorboard.add_scalar("Train/gradient_norm", torch.stack(grad_norms).mean().item(), epoch_idx)
         self.tensorboard.add_scalar("Train/learning_rate", self.lr_scheduler.get_last_lr()[0], epoch_idx)
         self._log_steps(epoch_idx)
@@ -164,7 +164,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
 
     def save_last_checkpoint(self, epoch: int) -> None:
         """Write everything that the next epoch depends on."""
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        if rank_and_world()[0] != 0:
             return
         state = {
             "config": self.config,
@@ -229,13 +229,15 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def _restore_random_state(self, train_data) -> None:
         """Set all random generators, the data loader's among them, to where the last epoch left them."""
         state, self._resume_state = self._resume_state, None
+        if train_data.generator is not None and state["loader"] is not None:
+            train_data.generator.set_state(state["loader"])
+        if rank_and_world()[0] != 0:  # the state is the first process's; others would repeat its draws
+            return
         random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
         np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        if train_data.generator is not None and state["loader"] is not None:
-            train_data.generator.set_state(state["loader"])
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Validate as RecBole does, with ``valid_sampling_steps`` of the reverse process where the key is set."""
@@ -253,7 +255,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""
         if eval_data and load_best_model:
             path = model_file or self.saved_model_file
-            load_weights(self.model, load_checkpoint(path, model=self.config["model"]), path)
+            best = from_rank_zero(lambda: {**load_checkpoint(path, model=self.config["model"]), "config": None})
+            load_weights(self.model, best, path)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 

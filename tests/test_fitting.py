@@ -1,0 +1,194 @@
+"""From a data frame to recommendations in four lines, and on with what came later."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recbole_diffusion import Recommender
+from recbole_diffusion.quick_start import run
+
+from .conftest import ROOT, TINY
+
+FAST = {**TINY, "state": "ERROR", "show_progress": False, "epochs": 1}
+
+
+def table() -> pd.DataFrame:
+    """markov-toy as a shop would have it: numbers for users, names for items."""
+    toy = pd.read_csv(ROOT / "dataset/markov-toy/markov-toy.inter", sep="\t", names=["user", "item", "time"], header=0)
+    toy["user"] = toy["user"].astype(str).str.extract(r"(\d+)", expand=False).astype(int)
+    return toy.assign(item="tea, " + toy["item"].astype(str) + "\tä")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["pytest"])
+        return Recommender.fit(table(), **FAST)
+
+
+@pytest.fixture
+def saved(fitted, tmp_path):
+    """A copy to update, through its file."""
+    fitted.save(tmp_path / "shop.pth")
+    return Recommender.load(tmp_path / "shop.pth")
+
+
+def last_items(frame: pd.DataFrame, user: int) -> list[str]:
+    return frame[frame["user"] == user].sort_values("time", kind="stable")["item"].tolist()
+
+
+def test_known_users_are_recommended_what_their_histories_are(fitted):
+    users = table()["user"].unique()[:5].tolist()
+    known = fitted.recommend(users, k=4, exclude_seen=True)
+    assert known.columns.tolist() == ["user", "item", "rank", "score"] and known["user"].dtype == "int64"
+    assert known["rank"].tolist() == [1, 2, 3, 4] * 5 and known["user"].tolist() == np.repeat(users, 4).tolist()
+    histories = {user: last_items(table(), user) for user in users}
+    pd.testing.assert_frame_equal(fitted.recommend(histories, k=4, exclude_seen=True), known)
+    assert all(not set(rows["item"]) & set(histories[user]) for user, rows in known.groupby("user"))
+    assert set(known["item"]) <= set(table()["item"])
+    numbered = fitted.recommend(list(histories.values()), k=4, exclude_seen=True)
+    assert numbered["user"].tolist() == np.repeat(range(5), 4).tolist() and numbered["item"].equals(known["item"])
+    assert fitted.recommend(k=1)["user"].nunique() == table()["user"].nunique()
+
+
+def test_fitting_is_the_pipeline_of_run(fitted, tmp_path):
+    from recbole_diffusion.convert import write_atomic
+
+    write_atomic(table(), tmp_path / "data" / "table")
+    result = run("SASRecPlus", "table", config_dict={**FAST, "data_path": str(tmp_path / "data")})
+    assert fitted.result["test_results"] == result["test_results"]
+    assert fitted.result["best_valid_result"] == result["best_valid_result"]
+    assert fitted.summary.users == table()["user"].nunique()
+
+
+def test_similar_items_are_those_of_the_nearest_direction(fitted):
+    items = table()["item"].unique()[:2].tolist()
+    found = fitted.similar_items(items, k=3)
+    vectors = torch.nn.functional.normalize(fitted.model.item_embedding.weight.detach(), dim=-1)
+    for item, rows in found.groupby("item"):
+        cosine = vectors @ vectors[fitted.ids[item]]
+        order = [i for i in cosine.argsort(descending=True).tolist() if i not in (0, fitted.ids[item])][:3]
+        assert rows["similar"].tolist() == [fitted.tokens[i] for i in order]
+        np.testing.assert_allclose(rows["score"], cosine[order], rtol=1e-5)
+    assert found["rank"].tolist() == [1, 2, 3] * 2
+    assert len(fitted.similar_items(items[:1], k=10**6)) == len(fitted.tokens) - 2
+
+
+def test_a_saved_recommender_says_the_same_and_every_command_reads_it(fitted, saved, tmp_path):
+    pd.testing.assert_frame_equal(saved.recommend(k=3), fitted.recommend(k=3))
+    assert saved.known.whole == ["user"]
+    item = table()["item"][0]
+    command = [sys.executable, "-W", "ignore", "-m", "recbole_diffusion.recommend", "--model_file=shop.pth", "--topk=1"]
+    (tmp_path / "in.jsonl").write_text(f"[{json.dumps(item)}]\n")
+    done = subprocess.run([*command, "--input=in.jsonl"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert fitted.recommend([[item]], k=1)["item"][0] in json.loads(done.stdout)["items"]
+
+
+def later(frame: pd.DataFrame) -> pd.DataFrame:
+    """A new user and a known one, with two new items between known ones."""
+    one, other = frame["item"].unique()[:2]
+    time = frame["time"].max() + np.arange(1, 8)
+    user = [int(frame["user"][0])] * 3 + [999_999] * 4
+    return pd.DataFrame({"user": user, "item": [one, "new a", other, "new a", other, "new b", one], "time": time})
+
+
+def test_an_update_without_training_knows_users_and_items_at_once(saved):
+    frame = table()
+    before = {token: saved.model.item_embedding.weight[place].clone() for token, place in saved.ids.items()}
+    found = saved.update(later(frame), epochs=0)
+    assert found is saved and found.result is None
+    assert saved.known.history(999_999) == later(frame)["item"].tolist()[3:]
+    first = int(frame["user"][0])
+    assert saved.known.history(first) == last_items(frame, first) + later(frame)["item"].tolist()[:3]
+    assert saved.recommend([999_999], k=5)["user"].tolist() == [999_999] * 5
+    one, other = frame["item"].unique()[:2]
+    table_now = saved.model.item_embedding.weight
+    for token, vector in before.items():
+        torch.testing.assert_close(table_now[saved.ids[token]], vector)
+    # "new a": one before and other after it at the known user, other after it at the new one
+    torch.testing.assert_close(table_now[saved.ids["new a"]], (before[one] + 2 * before[other]) / 3)
+    torch.testing.assert_close(table_now[saved.ids["new b"]], (before[one] + before[other]) / 2)
+    assert not saved.model.item_embedding.weight[0].any()
+
+
+def test_an_update_that_trains_starts_from_the_weights_and_hides_what_it_is_tested_by(saved, monkeypatch):
+    from recbole_diffusion.recommend import fitting
+
+    frame, seen = table(), {}
+    before = {token: saved.model.item_embedding.weight[place].clone() for token, place in saved.ids.items()}
+    fit_and_test = fitting.fit_and_test
+
+    def spy(config, trainer, train_data, *rest):
+        tokens = train_data._dataset.field2id_token["item_id"].tolist()
+        seen.update(zip(map(fitting.restore_token, tokens), trainer.model.item_embedding.weight.clone(), strict=True))
+        return fit_and_test(config, trainer, train_data, *rest)
+
+    monkeypatch.setattr(fitting, "fit_and_test", spy)
+    saved.update(later(frame), epochs=1)
+    assert saved.result["epochs"] == 1 and "hit@10" in saved.result["test_result"]
+    for token, vector in before.items():
+        torch.testing.assert_close(seen[token], vector)
+    other, first = frame["item"].unique()[1], int(frame["user"][0])
+    # Without the last two of each history "new a" stands before `other`, at the new user, alone.
+    torch.testing.assert_close(seen["new a"], before[other])
+    everything = torch.stack([before[token] for token in before if token != "[PAD]"]).mean(0)
+    torch.testing.assert_close(seen["new b"], everything)
+    assert last_items(frame, first) == saved.known.history(first)[:-3]
+    # More epochs without new data.
+    saved.update(epochs=1)
+    assert saved.ids["new a"] and saved.result["epochs"] == 1
+
+
+def test_a_model_that_draws_has_a_spread_and_numbers_stay_numbers():
+    frame = table()
+    frame["item"] = frame["item"].str.extract(r"(\d+)", expand=False).astype(int)
+    found = Recommender.fit(frame.rename(columns={"item": "thing"}), "DiffuRec", item="thing", num_steps=4,
+                            inference_seeds=2, limit_train_batches=1, **FAST)  # fmt: skip
+    rows = found.recommend([[int(frame["item"][0])], [str(frame["item"][1])]], k=2)
+    assert rows["item"].dtype == "int64" and (rows["spread"] >= 0).all()
+    assert found.similar_items([frame["item"][0]], 2)["similar"].dtype == "int64"
+    assert "user" in found.known.whole and found.recommend(k=1)["user"].dtype == "int64"
+
+
+def test_what_is_wrong_is_named_in_one_line(fitted, tmp_path):
+    with pytest.raises(ValueError, match=r"user \[nobody\] is not known"):
+        fitted.recommend(["nobody"])
+    with pytest.raises(ValueError, match=r"history 1 .*known: x"):
+        fitted.recommend([[table()["item"][0]], ["x"]])
+    with pytest.raises(ValueError, match=r"item \[x\] is not known"):
+        fitted.similar_items(["x"])
+    with pytest.raises(ValueError, match=r"k \[0\]"):
+        fitted.similar_items([table()["item"][0]], k=0)
+    with pytest.raises(ValueError, match="SASRecPlu"):
+        Recommender.fit(table(), "SASRecPlu", **FAST)
+    with pytest.raises(ValueError, match="user column is missing"):
+        Recommender.fit(table().drop(columns="user"), **FAST)
+    plain = run("SASRecPlus", "markov-toy", config_dict={**FAST, "data_path": str(ROOT / "dataset")})
+    bare = Recommender.load(plain["model_file"])
+    with pytest.raises(ValueError, match="give histories"):
+        bare.recommend(["1"])
+    with pytest.raises(ValueError, match="update needs the interactions"):
+        bare.update(later(table()))
+
+
+def test_the_names_of_the_package_are_there_and_lazy():
+    code = (
+        "import sys, recbole_diffusion\n"
+        "assert 'recbole_diffusion.recommend' not in sys.modules\n"
+        "from recbole_diffusion import Recommender, recommend\n"
+        "from recbole_diffusion.recommend import Recommender as other, recommend as function\n"
+        "assert Recommender is other and recommend.__call__ is function and recommend.Recommender is other\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
