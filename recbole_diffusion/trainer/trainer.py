@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
