@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -66,6 +67,8 @@ def run(
         raise ValueError(
             f"nproc [{nproc}] needs as many GPUs; this machine has {torch.cuda.device_count()}. Without them: --gpu_id="
         )
+    if config["device"].type == "cpu" and nproc > os.cpu_count():
+        raise ValueError(f"nproc [{nproc}] must be at most {os.cpu_count()}, the cores of this machine.")
     config_dict.update(
         world_size=world_size if world_size > 0 else nproc, ip=ip, port=port, nproc=nproc, offset=group_offset
     )

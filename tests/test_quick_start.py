@@ -238,6 +238,6 @@ def test_a_known_dataset_without_network_says_so_too(tmp_path, monkeypatch):
         prepare_data(config)
 
 
-def test_more_processes_than_gpus_are_refused():
-    with pytest.raises(ValueError, match="nproc"):
-        run("DiffuRec", "markov-toy", nproc=99)
+def test_more_processes_than_gpus_or_cores_are_refused():
+    with pytest.raises(ValueError, match=r"nproc \[9999\]"):
+        run("DiffuRec", "markov-toy", None, {"data_path": str(ROOT / "dataset"), "state": "ERROR"}, nproc=9999)
