@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import get_gpu_usage, set_color
@@ -28,6 +26,7 @@ from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.trainer.checks import check_training_config
 from recbole_diffusion.trainer.embeddings import hold_still, is_frozen, start_item_embeddings
 from recbole_diffusion.trainer.learning_rate import build_lr_lambda
+from recbole_diffusion.trainer.random_state import random_state, restore_random_state
 
 GRAD_NORM_EVERY = 20  # without clipping the norm is for the log alone
 # How many steps may pass between two looks at the losses: each look waits for the GPU.
@@ -157,7 +156,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self._save_last = saved
         _keep_item_tokens(self.model, train_data._dataset)
         if self._resume_state is not None:
-            self._restore_random_state(train_data)
+            restore_random_state(self._resume_state, train_data, self.device)
+            self._resume_state = None
         if not self.start_epoch:
             start_item_embeddings(self.model, self.config, self.item_embedding_file)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
@@ -186,7 +186,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "train_loss_dict": self.train_loss_dict,
             "curve": self.curve,
             "best_model_file": self.saved_model_file,
-            "random_state": _random_state(self._train_data),
+            "random_state": random_state(self._train_data),
         }
         save_checkpoint(state, self.last_model_file)
 
@@ -231,19 +231,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
             factor = self.lr_scheduler.lr_lambdas[0]
             self.lr_scheduler = schedulers.LambdaLR(self.optimizer, factor, last_epoch=self.start_epoch - 1)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
-
-    def _restore_random_state(self, train_data) -> None:
-        """Set all random generators, the data loader's among them, to where the last epoch left them."""
-        state, self._resume_state = self._resume_state, None
-        if train_data.generator is not None and state["loader"] is not None:
-            train_data.generator.set_state(state["loader"])
-        if rank_and_world()[0] != 0:  # the state is the first process's; others would repeat its draws
-            return
-        random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
-        np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
-        torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda" and state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _valid_epoch(self, valid_data, show_progress=False):
         """Validate as RecBole does, with ``valid_sampling_steps`` of the reverse process where the key is set."""
@@ -291,17 +278,3 @@ def _keep_item_tokens(model, dataset) -> None:
     """Let RecBole keep the items' external tokens in every checkpoint, so that ``recommend`` needs no dataset."""
     model.item_tokens = dataset.field2id_token[dataset.iid_field].tolist()
     model.other_parameter_name = list({*getattr(model, "other_parameter_name", ()), "item_tokens"})
-
-
-def _random_state(train_data) -> dict[str, Any]:
-    """State of every random generator that training draws from, as tensors and plain values."""
-    version, keys, gauss = random.getstate()
-    _, state, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(keys), gauss],
-        "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        # RecBole's save_dataloaders leaves the loader without one; it then shuffles by PyTorch's own.
-        "loader": None if train_data.generator is None else train_data.generator.get_state(),
-    }
