@@ -90,6 +90,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _choice("item_loss", "cross-entropy over all items, or n_sampled_items of them", choices=("full", "sampled")),
         _integer("n_sampled_items", "items drawn for a batch by the item_loss sampled", low=1),
         _number("loss_scale", "weight of the squared error beside the cross-entropy (ADRec)", low=0),
+        _choice("training_rows", "rows for all targets, or a user's last (SeqDiffRec)", choices=("prefixes", "users")),
         _choice("mse_reduction", "reduction of the squared error over D (SeqDiffRec)", choices=("mean", "sum")),
         _flag("target_gradient", "let the loss move the target's embedding too (DreamRec)"),
         _choice("divergence", "inner products, or the divergence as printed (CDDRec)", choices=("dot", "kl")),
