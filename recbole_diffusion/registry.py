@@ -26,6 +26,7 @@ from recbole_diffusion.model.cddrec import CDDRec
 from recbole_diffusion.model.diffurec import DiffuRec
 from recbole_diffusion.model.diffurecsys import DiffuRecSys
 from recbole_diffusion.model.dreamrec import DreamRec
+from recbole_diffusion.model.preferdiff import PreferDiff
 from recbole_diffusion.model.sasrecplus import SASRecPlus
 from recbole_diffusion.model.seqdiffrec import SeqDiffRec
 from recbole_diffusion.modules.recommender import SequenceRecommender
@@ -40,6 +41,7 @@ MODELS: dict[str, type[SequenceRecommender]] = {
         CDDRec,
         SeqDiffRec,
         ADRec,
+        PreferDiff,
         SASRecPlus,
     )
 }
@@ -111,7 +113,7 @@ def _apply_props(config: Config, model: str, dataset: str) -> None:
     user = config.external_config_dict
     merged = {**config.internal_config_dict, **user}
     # RecBole loads user and item ids alone unless told more; no sequential model can order those.
-    if "load_col" not in user:
+    if "load_col" not in user and "load_col" not in config.default_sources:
         fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
         own = {} if model in MODELS else merged.get("load_col") or {}  # such as the item features of RecBole's SASRecF
         inter = [*(own.get("inter") or []), *fields]

@@ -24,6 +24,7 @@ MAX_SEED = 2**32 - 1
 _ACTIVATIONS = ("gelu", "relu", "silu", "swish", "tanh")
 _SEEN_ITEMS = ("candidates", "learned", "excluded")
 _SCHEDULES = ("linear", "cosine", "sqrt", "trunc_linear", "trunc_cosine", "exponential")
+_DISTANCES = ("cosine", "cosine_squared", "l2", "l1", "huber")
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")  # RecBole's sparse_adam takes no gradient of any model
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -66,7 +67,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _choice("seen_items", "what the model's softmax does with the history", choices=_SEEN_ITEMS),
         _integer("seen_buckets", "ranges of age with a learned value each, for the seen_items learned", low=1),
         _flag("ragged", "compute real tokens alone, not the padding"),
-        _flag("fused_denoiser", "compute once a batch what no step changes (DreamRec)"),
+        _flag("fused_denoiser", "compute once a batch what no step changes (DreamRec, PreferDiff)"),
         _integer("logits_chunk", "most item scores held at once by loss and top-k", low=1),
     ),
     "Diffusion": (
@@ -92,7 +93,13 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _number("loss_scale", "weight of the squared error beside the cross-entropy (ADRec)", low=0),
         _choice("training_rows", "rows for all targets, or a user's last (SeqDiffRec)", choices=("prefixes", "users")),
         _choice("mse_reduction", "reduction of the squared error over D (SeqDiffRec)", choices=("mean", "sum")),
-        _flag("target_gradient", "let the loss move the target's embedding too (DreamRec)"),
+        _flag("target_gradient", "let the loss move the target's embedding too (DreamRec, PreferDiff)"),
+        _choice("distance", "distance of what is restored to what was noised (PreferDiff)", choices=_DISTANCES),
+        _choice("negatives", "mean of the batch's other targets, or an item drawn", choices=("centroid", "sampled")),
+        _number("generation_weight", "lambda: weight of the generation beside the ranking", low=0, high=1),
+        _choice("ranking", "sigmoid of each sample, or of the batch's means", choices=("sample", "batch")),
+        _number("ranking_scale", "gamma: steepness of the ranking", low=0),
+        _number("cross_entropy_weight", "weight of a cross-entropy beside the loss (PreferDiff)", low=0),
         _choice("divergence", "inner products, or the divergence as printed (CDDRec)", choices=("dot", "kl")),
         _number("lambda_contrastive", "weight of the contrastive losses", low=0),
         _number("temperature", "tau of the contrastive losses", low=1e-3),

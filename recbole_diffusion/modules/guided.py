@@ -51,7 +51,8 @@ class GuidedRecommender(DiffusionRecommender):
     def guided(self, c: Tensor, n_seeds: int):
         """``predict_start(x_t, t)`` of S seeds under the conditions c [B, D]: x_t [S * B, D], seed by seed."""
         if self.fused_denoiser:
-            return self.f.guided(c, self.null, self.guidance_scale, self.diffusion.num_steps, n_seeds)
+            every = None if self.sampling_steps else self.diffusion.num_steps
+            return self.f.guided(c, self.null, self.guidance_scale, every, n_seeds)
         c, null = c.repeat(n_seeds, 1), self.null.expand(n_seeds * c.shape[0], -1)
 
         def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
@@ -104,22 +105,27 @@ class MLPDenoiser(nn.Module):
         h = self.dense_1(torch.cat([x_t, c, self.step_embedding(t)], dim=-1))
         return h if self.dense_2 is None else self.dense_2(F.gelu(h))
 
-    def guided(self, c: Tensor, null: Tensor, w: float, num_steps: int, n_seeds: int):
+    def guided(self, c: Tensor, null: Tensor, w: float, every: int | None, n_seeds: int):
         """Return f~(x_t, t) of Eq. 15 for c [B, D] and null [D]: what ``forward`` twice gives, at its least cost.
 
         The first layer is a sum over x_t, condition and step: only the first part is left to each step. As every layer
         behind the last activation is linear, guidance comes before it, and the product with x_t serves both passes.
-        Within a call all rows are at one step; x_t is [S * B, D], seed by seed.
+        Within a call all rows are at one step; x_t is [S * B, D], seed by seed. The part of the step is computed for
+        all of the ``every`` steps at once, or (None) when a step comes.
         """
         w_x, w_c, w_s = self.dense_1.weight.T.split(c.shape[-1])
         cond, uncond = torch.addmm(self.dense_1.bias, c, w_c).repeat(n_seeds, 1), self.dense_1.bias + null @ w_c
-        steps = self.step_embedding(torch.arange(num_steps, device=c.device)) @ w_s
+        steps = None if every is None else self.step_embedding(torch.arange(every, device=c.device)) @ w_s
+
+        def of_step(t: Tensor) -> Tensor:
+            return self.step_embedding(t[:1]) @ w_s if steps is None else steps[t[:1]]
+
         if self.dense_2 is None:
             cond = guided_start(cond, uncond, w)
-            return lambda x_t, t: torch.addmm(cond, x_t, w_x).add_(steps[t[:1]])
+            return lambda x_t, t: torch.addmm(cond, x_t, w_x).add_(of_step(t))
 
         def predict_start(x_t: Tensor, t: Tensor) -> Tensor:
-            h = torch.addmm(steps[t[:1]], x_t, w_x)
+            h = torch.addmm(of_step(t), x_t, w_x)
             return self.dense_2(guided_start(F.gelu(h + cond), F.gelu(h + uncond), w))
 
         return predict_start

@@ -19,6 +19,7 @@ from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.diffusion_utils import SCHEDULES
 from recbole_diffusion.diffusion_utils.ensemble import MAX_SEED
 from recbole_diffusion.diffusion_utils.step_samplers import STEP_SAMPLERS
+from recbole_diffusion.model.preferdiff import DISTANCES
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS
 from recbole_diffusion.modules.layers import ACTIVATIONS
 from recbole_diffusion.modules.recommender import AMP_DTYPES
@@ -48,6 +49,7 @@ def test_choices_are_those_of_the_code():
         (KEYS["amp_dtype"], AMP_DTYPES),
         (KEYS["augmentation"], AUGMENTATIONS),
         (KEYS["seen_items"], SEEN_ITEMS),
+        (KEYS["distance"], DISTANCES),
         (fields["name"], LR_SCHEDULES),
     ):
         assert list(key.choices) == list(known), key.name
