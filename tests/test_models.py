@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_diffusion import MODELS
-from recbole_diffusion.modules.recommender import DiffusionRecommender
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.trainer import DiffusionTrainer
 
 from .conftest import batch_of, loss_with_seed, toy

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import seed_average
-from recbole_diffusion.modules.recommender import DiffusionRecommender
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 
 K = 10  # of Hit@K and NDCG@K

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise, guided_start
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.guided import check_guidance
 from recbole_diffusion.modules.layers import StepEmbedding, TransformerEncoder
 from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
-from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class ADRec(DiffusionRecommender):

@@ -12,10 +12,10 @@ from recbole_diffusion.data.negatives import UnseenItems
 from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.layers import CausalEncoder
 from recbole_diffusion.modules.losses import info_nce, log_sum_exp_products
 from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
-from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class CDDRec(DiffusionRecommender):

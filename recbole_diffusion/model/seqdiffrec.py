@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from recbole_diffusion.data.rows import ChosenRowsDataset
 from recbole_diffusion.diffusion_utils import SeedNoise
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.layers import StepEmbedding, TransformerEncoder, sinusoidal_embedding
 from recbole_diffusion.modules.ragged import TokenLayout
-from recbole_diffusion.modules.recommender import DiffusionRecommender
 from recbole_diffusion.modules.seen import Seen
 
 

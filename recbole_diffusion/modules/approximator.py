@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from recbole_diffusion.diffusion_utils import SeedNoise
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.layers import StepEmbedding
 from recbole_diffusion.modules.ragged import TokenLayout
-from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class ApproximatorRecommender(DiffusionRecommender):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_diffusion.diffusion_utils import SeedNoise, guided_start
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.layers import CausalEncoder, StepEmbedding
-from recbole_diffusion.modules.recommender import DiffusionRecommender
 
 
 class GuidedRecommender(DiffusionRecommender):

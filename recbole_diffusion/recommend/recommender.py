@@ -20,7 +20,7 @@ from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.data.tokens import restore_token
 from recbole_diffusion.diffusion_utils import resolve_seeds
-from recbole_diffusion.modules.recommender import DiffusionRecommender
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 from recbole_diffusion.recommend.frames import FrameRecommender
 from recbole_diffusion.recommend.known import KnownUsers
