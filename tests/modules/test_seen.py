@@ -11,6 +11,7 @@ from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_e
 from recbole_diffusion.modules.seen import SeenItems, next_occurrence, without_targets
 
 from ..conftest import batch_of, toy
+from ..test_models import few_steps
 
 SEQ = torch.tensor([[3, 5, 3, 7, 0], [2, 2, 2, 0, 0], [1, 2, 3, 4, 5]])
 LENGTHS = torch.tensor([4, 2, 5])
@@ -114,10 +115,6 @@ def test_the_sampled_loss_estimates_the_full_one(mode):
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def name(request):
     return request.param
-
-
-def few_steps(name):
-    return {"num_steps": 8} if hasattr(MODELS[name], "record_step_losses") else {}
 
 
 @pytest.mark.parametrize("mode", ["learned", "excluded"])
