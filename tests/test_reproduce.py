@@ -330,7 +330,7 @@ def test_one_seed_of_everything_comes_before_five_of_one():
     assert [job.seed for job in jobs[: 3 * count]] == [1] * 3 * count
     assert [job.dataset for job in jobs[: 3 * count : count]] == list(manifest.datasets)
     priorities = [job.row.priority for job in jobs[:count]]
-    assert priorities == sorted(priorities) and {1, 2} == set(priorities)
+    assert priorities == sorted(priorities) and {1, 2, 3} == set(priorities)
     assert all(job.dataset == "amazon-beauty" and job.seed > 1 for job in jobs[3 * count : 7 * count])
 
 
