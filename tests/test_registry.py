@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -37,10 +38,11 @@ def test_recbole_quick_start_and_case_study_know_the_models():
     from recbole.quick_start import load_data_and_model, run_recbole
     from recbole.utils.case_study import full_sort_topk
 
+    shutil.copytree(ROOT / "dataset", "dataset")  # where RecBole looks: a checkpoint chooses no folder
     result = run_recbole(
         model="DiffuRec",
         dataset="markov-toy",
-        config_dict={**QUIET, "epochs": 1, "limit_train_batches": 2, "num_steps": 4},
+        config_dict={**QUIET, "data_path": "dataset", "epochs": 1, "limit_train_batches": 2, "num_steps": 4},
     )
     assert set(result["test_result"]) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (5, 10, 20)}
     [file] = [path for path in Path("saved").glob("DiffuRec-*.pth") if "-last" not in path.name]
