@@ -102,6 +102,11 @@ class ADRec(DiffusionRecommender):
         share_of_user = noised / (len(n) * of_user)
         return (weight * (share * loss + self.loss_scale * share_of_user * error)).sum()
 
+    def loss_terms(self, interaction) -> int:
+        """How many positions the cross-entropy is a mean over; several processes weight the squared error alike."""
+        n = self.history(interaction)[1]
+        return int((n if self.noised_items == "all" else n.clamp(max=self.noised_items)).sum())
+
     def draw_steps(self, rows: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Steps and weights [P] of all positions, one each, or one a sequence without ``independent_steps``."""
         if self.independent_steps:

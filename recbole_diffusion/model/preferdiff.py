@@ -68,8 +68,8 @@ class PreferDiff(GuidedRecommender):
     def draw_negatives(self, target: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         """A negative for each target [B], [B, D], and whether there is one.
 
-        ``centroid``: the mean of the embeddings [B, D] of the batch's other targets. ``sampled``: an item drawn from
-        the catalogue. Neither holds the row's own target.
+        ``centroid``: the mean of the embeddings [B, D] of the batch's other targets (of a process's own part).
+        ``sampled``: an item drawn from the catalogue. Neither holds the row's own target.
         """
         if self.negatives == "sampled":
             r = 1 + (torch.rand(len(target), device=target.device) * (self.n_items - 2)).long()
