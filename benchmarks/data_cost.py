@@ -18,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+from recbole_diffusion.cli import parse_flags
 
 KINDS = {
     "prefixes": "rows of prefixes (DiffuRec and the like)",
@@ -31,6 +30,9 @@ CHUNK = 10**6
 
 def write_interactions(path: Path, n: int, n_items: int, seed: int = 0) -> None:
     """An atomic file of n interactions in the order of time, each user's spread over it."""
+    import numpy as np
+    import pandas as pd
+
     rng = np.random.default_rng(seed)
     users = np.repeat(np.arange(n // 40), rng.integers(5, 96, n // 40))[:n]
     users = np.concatenate([users, rng.integers(0, max(1, n // 40), n - len(users))])
@@ -48,6 +50,8 @@ def write_interactions(path: Path, n: int, n_items: int, seed: int = 0) -> None:
 
 def first_batch(kind: str, folder: str, dataset: str) -> dict[str, float]:
     """Seconds and peak memory of this process from its configuration to its first training batch."""
+    import numpy as np
+
     start = time.perf_counter()
     if kind == "recbole":
         # Nothing of this package may help: only what NumPy took from RecBole is given back.
@@ -58,7 +62,7 @@ def first_batch(kind: str, folder: str, dataset: str) -> dict[str, float]:
     else:
         from recbole.config import Config
 
-        import recbole_diffusion  # noqa: F401
+        import recbole_diffusion.registry  # noqa: F401  registers the models
     from recbole.data import create_dataset, data_preparation
 
     protocol = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
@@ -119,14 +123,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="writes <output>.json and <output>.md")
     for hidden in ("--kind", "--folder", "--dataset"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_flags(parser)
     if args.kind:
         sys.argv = sys.argv[:1]  # RecBole's Config reads the command line
         os.chdir(args.folder)
         print(json.dumps(first_batch(args.kind, args.folder, args.dataset)))
         return
+    unknown = [kind for kind in args.kinds.split(",") if kind not in KINDS]
+    if unknown:
+        parser.error(f"kinds {unknown} are unknown: choose from {', '.join(KINDS)}")
+    try:
+        sizes = [int(float(text)) for text in args.interactions.split(",")]
+    except ValueError:
+        parser.error(f"interactions [{args.interactions}] must be numbers, separated by commas")
+    if min(sizes) < 1000:
+        parser.error(f"interactions [{args.interactions}] must be at least 1,000 each")
     found = []
-    for n in (int(float(text)) for text in args.interactions.split(",")):
+    for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             write_interactions(Path(folder) / "synthetic" / "synthetic.inter", n, args.items)
             for kind in args.kinds.split(","):

@@ -192,3 +192,7 @@ def paper_values(row: Row, dataset: str, papers: Mapping) -> dict[str, tuple[flo
     if not any(found[:3] == key for found in papers):
         raise ValueError(f"manifest: paper of [{row.name}] [{', '.join(key)}] is not in the table of the papers.")
     return papers.get((*key, dataset), {})
+
+
+if __name__ == "__main__":
+    raise SystemExit("This is a part of benchmarks/reproduce.py, which trains its rows: see its --help.")

@@ -228,3 +228,7 @@ def notes(manifest: Manifest, results: Path) -> list[str]:
         if path.is_file():
             texts.append(f"### {row.name}\n\n{path.read_text(encoding='utf-8').strip()}\n")
     return ["## What to make of them\n", *texts] if texts else []
+
+
+if __name__ == "__main__":
+    raise SystemExit("This is a part of benchmarks/reproduce.py, which writes the page: see its --help.")

@@ -17,8 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from scipy.sparse import coo_matrix
+from recbole_diffusion.cli import errors_in_one_line, model_summaries, parse_flags
 
 AXES = {
     "length": ("MAX_ITEM_LIST_LENGTH", [10, 25, 50, 100, 200]),
@@ -46,12 +45,16 @@ class Catalogue:
         return self.item_num
 
     def inter_matrix(self, form: str):
+        import torch
+        from scipy.sparse import coo_matrix
+
         users, items = self.inter_feat[self.uid_field], self.inter_feat[self.iid_field]
         return coo_matrix((torch.ones(len(users)), (users, items)), shape=(self.user_num, self.item_num))
 
 
 def run_point(model: str, point: dict, config_dict: dict, rounds: int) -> dict:
     """Measure one point in this process."""
+    import torch
     from recbole.data.interaction import Interaction
     from recbole.utils import get_model
 
@@ -123,26 +126,31 @@ def plot(rows: list[dict], title: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="DiffuRec")
-    parser.add_argument("--axes", default=",".join(AXES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="DiffuRec", help="a model of this package (%(default)s)")
+    parser.add_argument("--axes", default=",".join(AXES), help="separated by commas (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of a point (%(default)s)")
     parser.add_argument("--set", action="append", default=[], help="key=value for every point, such as hidden_size=64")
-    parser.add_argument("--output", default="results/scaling")
+    parser.add_argument("--output", default="results/scaling", help="writes OUTPUT.json, .md and .png (%(default)s)")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_flags(parser)
+    sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
     unknown = [axis for axis in args.axes.split(",") if axis not in AXES]
     if unknown:
         parser.error(f"axes {unknown} are unknown: choose from {', '.join(AXES)}")
-    sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
-    import yaml
+    if args.model not in model_summaries():
+        parser.error(f"model [{args.model}] is none of this package's: {', '.join(model_summaries())}")
+    if args.rounds < 1:
+        parser.error(f"rounds [{args.rounds}] must be at least 1")
+    wrong = [item for item in args.set if "=" not in item]
+    if wrong:
+        parser.error(f"cannot read --set {wrong}: write key=value")
+    return args
 
-    config_dict = {key: yaml.safe_load(value) for key, value in (item.split("=") for item in args.set)}
-    if args.point:
-        print(json.dumps(run_point(args.model, json.loads(args.point), config_dict, args.rounds)))
-        return
 
+def measure(args: argparse.Namespace) -> list[dict]:
+    """Every point of the axes, each in a process of its own."""
     rows = []
     for axis in args.axes.split(","):
         key, values = AXES[axis]
@@ -152,12 +160,37 @@ def main() -> None:
             command += ["--rounds", str(args.rounds), *[f"--set={item}" for item in args.set]]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise SystemExit(f"{axis}={value} failed:\n{done.stderr[-2000:]}")
+                why = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+                raise ValueError(f"{axis} [{value}] failed: {why}")
             rows.append({"axis": axis, "value": value, **json.loads(done.stdout.splitlines()[-1])})
             print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line():
+        import torch
+        import yaml
+
+        from recbole_diffusion.quick_start import build_config
+
+        config_dict = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
+        if args.point:
+            print(json.dumps(run_point(args.model, json.loads(args.point), config_dict, args.rounds)))
+            return
+        build_config(args.model, "synthetic", None, config_dict)  # names a wrong key before the first point
+        rows = measure(args)
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        write(args, rows, config_dict, device)
+
+
+def write(args: argparse.Namespace, rows: list[dict], config_dict: dict, device: str) -> None:
+    """Write the points as JSON, as a table and, where matplotlib is installed, as a picture."""
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     result = {"model": args.model, "set": config_dict, "centre": CENTRE, "device": device, "rows": rows}
     output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [

@@ -20,7 +20,7 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-import torch
+from recbole_diffusion.cli import errors_in_one_line, parse_flags
 
 COMMON = {"hidden_size": 128, "n_layers": 4, "n_heads": 4, "inner_size": 512, "MAX_ITEM_LIST_LENGTH": 50}
 BATCH = {"train_batch_size": 512, "eval_batch_size": 512}
@@ -49,6 +49,7 @@ class Entry:
     """One model with its data, ready for a timed training step and a timed inference batch."""
 
     def __init__(self, name: str, dataset: str, config_dict: dict, plain: bool):
+        import torch
         from recbole.utils import get_model, init_seed
 
         from recbole_diffusion import MODELS
@@ -72,11 +73,15 @@ class Entry:
         self.epoch_rows = train.sample_size
 
     def wait(self) -> None:
+        import torch
+
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def train_step(self) -> float:
         """Samples per second of one step: loss, backward pass, optimizer."""
+        import torch
+
         batch = next(self.batches)
         self.model.train()
         with torch.autograd.set_detect_anomaly(self.anomaly, check_nan=self.anomaly):
@@ -90,14 +95,15 @@ class Entry:
             self.wait()
         return len(batch) / (time.perf_counter() - start)
 
-    @torch.no_grad()
     def infer(self) -> float:
         """Users per second of one full-sort batch."""
+        import torch
+
         batch = next(self.users)
         self.model.eval()
         self.wait()
         start = time.perf_counter()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             self.model.full_sort_predict(batch)
         self.wait()
         return len(batch) / (time.perf_counter() - start)
@@ -133,30 +139,58 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, each entry in its own process")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     parser.add_argument("--output", help="write OUTPUT.md and OUTPUT.json")
-    args = parser.parse_args()
+    args = parse_flags(parser)
     unknown = [name for name in args.entries.split(";") if name not in ENTRIES]
     if unknown:
         parser.error(f"entries {unknown} are unknown: choose from {'; '.join(ENTRIES)}")
+    if args.rounds < 1:
+        parser.error(f"rounds [{args.rounds}] must be at least 1")
+    wrong = [item for item in args.set if "=" not in item]
+    if wrong:
+        parser.error(f"cannot read --set {wrong}: write key=value")
+    file = Path(args.data_path) / args.dataset / f"{args.dataset}.inter"
+    if args.dataset != "ml-100k" and not file.is_file():  # which RecBole brings
+        parser.error(f"dataset [{args.dataset}] is not there: {file}. Training on a dataset of RecBole's downloads it")
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
     return args
 
 
 def main() -> None:
     args = parse_args()
-    import yaml
+    with errors_in_one_line():
+        import yaml
+
+        given = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
+        config_dict = {"data_path": args.data_path, **given}
+        if args.memory_of:
+            print(own_peak(args, config_dict))
+            return
+        table, result = benchmark(args, config_dict)
+        print(table)
+        if args.output:
+            Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
+            Path(f"{args.output}.md").write_text(table)
+
+
+def own_peak(args: argparse.Namespace, config_dict: dict) -> float:
+    """Peak memory in GiB of this process, or of its GPU, after two training steps and one inference batch."""
+    import torch
+
+    entry = Entry(args.memory_of, args.dataset, config_dict, plain=False)
+    for _ in range(2):
+        entry.train_step()
+    entry.infer()
+    cuda = entry.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 2**30
+
+
+def benchmark(args: argparse.Namespace, config_dict: dict) -> tuple[str, dict]:
+    """Measure the entries: the table, and its numbers."""
+    import torch
 
     from recbole_diffusion import MODELS
-
-    config_dict = {"data_path": args.data_path, **{k: yaml.safe_load(v) for k, v in (s.split("=") for s in args.set)}}
-    if args.memory_of:
-        entry = Entry(args.memory_of, args.dataset, config_dict, plain=False)
-        for _ in range(2):
-            entry.train_step()
-        entry.infer()
-        cuda = entry.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(peak / 2**30)
-        return
 
     names = [name for name in args.entries.split(";") if ENTRIES[name][0] in MODELS or name.startswith("SASRec")]
     entries = [Entry(name, args.dataset, config_dict, plain=False) for name in names]
@@ -165,9 +199,8 @@ def main() -> None:
         entries += [Entry(name, args.dataset, config_dict, plain=True) for name in ours]
     measure(entries, args.rounds)
 
-    device = (
-        torch.cuda.get_device_name() if entries[0].device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
+    cuda = entries[0].device.type == "cuda"
+    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     rows = []
     for entry in entries:
         row = {"entry": entry.name, "params": ENTRIES[entry.name.removesuffix(", plain")][1]}
@@ -183,12 +216,7 @@ def main() -> None:
         "command": command(args), "dataset": args.dataset, "device": device, "rounds": args.rounds, "set": args.set,
         "torch": torch.__version__, "python": platform.python_version(), "rows": rows,
     }  # fmt: skip
-    table = render(result)
-    print(table)
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
-        Path(f"{args.output}.md").write_text(table)
+    return render(result), result
 
 
 def command(args: argparse.Namespace) -> str:
@@ -203,7 +231,7 @@ def command(args: argparse.Namespace) -> str:
 def render(result: dict) -> str:
     """The result as a Markdown table, with ratios against the first row and against the plain form."""
     rows = {row["entry"]: row for row in result["rows"]}
-    base = next(iter(rows.values()))
+    base = next(iter(rows.values()))  # of what it was not measured in, there are no ratios
     settings = "".join(f", {item}" for item in result["set"])
     lines = [
         f"{result['dataset']}, {result['device']}, PyTorch {result['torch']}{settings}; medians of {result['rounds']} "
@@ -222,7 +250,7 @@ def render(result: dict) -> str:
             rate = row[kind]
             plain = rows.get(f"{name}, plain", {}).get(kind)
             cells.append(f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})")
-            cells.append(f"{rate['median'] / base[kind]['median']:.2f}")
+            cells.append(f"{rate['median'] / base[kind]['median']:.2f}" if kind in base else "")
             cells.append(f"{rate['median'] / plain['median']:.2f}" if plain else "")
             cells += [f"{row['epoch_seconds']:.0f}"] if kind == "train" else []
         cells.append(f"{row['peak_gib']:.2f}" if "peak_gib" in row else "")

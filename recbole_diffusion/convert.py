@@ -10,11 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from recbole_diffusion.cli import errors_in_one_line
-from recbole_diffusion.data.atomic import DUPLICATES, Summary, write_atomic
-from recbole_diffusion.data.times import PER_SECOND
-
-__all__ = ["Summary", "main", "write_atomic"]
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,18 +28,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--time", help="column of the times: ISO text, dates, or numbers")
     add("--separator", help="of a CSV file (default: found out)")
     add("--encoding", help="of a CSV file (default: UTF-8, UTF-16 with a mark, else Windows-1252)")
-    add("--time_unit", choices=PER_SECOND, help="of times that are numbers (default: by their size)")
+    add("--time_unit", help="of times that are numbers: s, ms, us or ns (default: by their size)")
     add("--time_format", help="of times that are text, as of strftime: %%d.%%m.%%Y (default: ISO 8601)")
-    add("--duplicates", default="keep", choices=DUPLICATES, help="drop rows exactly equal, or all but the first or "
-        "last of each user and item (default: keep)")  # fmt: skip
+    add("--duplicates", default="keep", help="drop rows that are equal (exact), or all but the first or last of each "
+        "user and item (default: keep)")  # fmt: skip
     add("--k_core", type=int, default=0, help="keep users and items with at least so many interactions (default: all)")
     add("--overwrite", action="store_true", help="replace the file where it exists")
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parse_args(argv))
     with errors_in_one_line():
+        begin(f"Converting {options['table']}")
+        from recbole_diffusion.data.atomic import write_atomic
+
         print(write_atomic(options.pop("table"), options.pop("output"), **options))
 
 

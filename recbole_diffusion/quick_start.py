@@ -13,18 +13,19 @@ from typing import Any
 import torch
 import yaml
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
-from recbole.utils import EvaluatorType, get_model, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import EvaluatorType, dict2str, get_model, get_trainer, init_logger, init_seed
 
-from recbole_diffusion.compat.atomic_files import read_header
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world, spawn
+from recbole_diffusion.config.checks import check_machine
 from recbole_diffusion.config.settings import resume_settings, settings
+from recbole_diffusion.console import calm_screen, epoch_lines, show_run
 from recbole_diffusion.data.cache import cache_name, cache_table
+from recbole_diffusion.data.preparation import prepare_data
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
+from recbole_diffusion.registry import check_config_file, check_model_name, pretraining_config, value_sources
 from recbole_diffusion.stored import config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
 
@@ -89,13 +90,16 @@ def fit_and_test(
     config: Config, trainer: Trainer, train_data, valid_data, test_data, saved: bool = True, callback_fn=None
 ) -> dict[str, Any]:
     """Train and test with what ``prepare_training`` returned; the result is that of ``run``."""
-    logger, show = getLogger(), config["show_progress"]
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=show, callback_fn=callback_fn
-    )
-    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
-    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
-    logger.info(set_color("test result", "yellow") + f": {test_result}")
+    show = config["show_progress"]
+    try:
+        best_valid_score, best_valid_result = trainer.fit(
+            train_data, valid_data, saved=saved, show_progress=show, callback_fn=epoch_lines(trainer, callback_fn)
+        )
+        test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
+    except KeyboardInterrupt:
+        raise Interrupted(trainer) from None
+    for name, found in (("best valid", best_valid_result), ("test result", test_result)):
+        getLogger().info(f"{name}: {dict2str(found) if found else None}")
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -107,6 +111,16 @@ def fit_and_test(
         "model_file": trainer.saved_model_file if saved else None,
         "epochs": len(trainer.train_loss_dict),
     }
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved yet."""
+
+    def __init__(self, trainer: Trainer):
+        epochs = getattr(trainer, "epochs_saved", 0)  # RecBole's own trainers keep nothing to go on from
+        self.resume = trainer.last_model_file if epochs else None
+        saved = f"{self.resume} holds the state after epoch {epochs}" if epochs else "nothing is saved to go on from"
+        super().__init__(f"Interrupted: {saved}.")
 
 
 def prepare_training(config: Config):
@@ -122,6 +136,7 @@ def prepare_training(config: Config):
     logger = getLogger()
     if rank_and_world()[0] == 0:
         init_logger(config)
+        calm_screen(config)
     else:  # one process writes the log
         logging.disable(logging.WARNING)
     logger.info(config)
@@ -136,6 +151,7 @@ def prepare_training(config: Config):
     init_seed(config["seed"] + rank_and_world()[0], config["reproducibility"])
     network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     logger.info(network)
+    show_run(config, data, network)
     trainer = build_trainer(config, network)
     resume_file = find_resume_file(config)
     if resume_file:
@@ -155,19 +171,19 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     Raises
     ------
     ValueError, FileNotFoundError
-        Unknown model, a parameter out of range, or a missing config file.
+        Unknown model, a parameter out of range, what this machine lacks, or a config file that is none.
     """
     if model is not None:
         check_model_name(model)
     for path in config_file_list or []:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"config_files [{path}] does not exist.")
+        check_config_file(path)
     config_dict = {"paper_protocol": True, **(config_dict or {})}
     table = dataset or config_dict.get("dataset")
-    if table is None or not kind_of(table):
-        return Config(model, dataset, list(config_file_list or []), config_dict)
-    config = Config(model, cache_name(table), list(config_file_list or []), config_dict)
-    cache_table(table, config)
+    is_table = table is not None and kind_of(table)
+    config = Config(model, cache_name(table) if is_table else dataset, list(config_file_list or []), config_dict)
+    check_machine(config)
+    if is_table:
+        cache_table(table, config)
     return config
 
 
@@ -178,52 +194,6 @@ def describe_config(config: Config, config_file_list: Sequence[str] = ()) -> str
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
         lines.append(f"{line:<40}  # {sources[key]}")
     return "\n".join(lines)
-
-
-def prepare_data(config: Config):
-    """Load and split a dataset: ``(dataset, train_data, valid_data, test_data)``.
-
-    Raises
-    ------
-    FileNotFoundError
-        Its file is not there and cannot be downloaded.
-    ValueError
-        It lacks a column, or no user has two interactions.
-    """
-    file = Path(config["data_path"]) / f"{config['dataset']}.inter"
-    missing = not file.is_file() and config["benchmark_filename"] is None and not config["dataset_save_path"]
-    if file.is_file():
-        _check_columns(config, file)
-    try:
-        dataset = create_dataset(config)
-    except (OSError, ValueError) as error:
-        if not missing:
-            raise
-        raise FileNotFoundError(
-            f"dataset [{config['dataset']}] was not found and could not be downloaded ({error}). Put it at {file}: "
-            f"tab-separated, with the header {config['USER_ID_FIELD']}:token, {config['ITEM_ID_FIELD']}:token, "
-            f"{config['TIME_FIELD']}:float; or set data_path to the folder that holds {config['dataset']}/."
-        ) from error
-    try:
-        return dataset, *data_preparation(config, dataset)
-    except ValueError as error:
-        if "num_samples" not in str(error):  # PyTorch's word for an empty training part
-            raise
-        raise ValueError(
-            f"dataset [{config['dataset']}] leaves nothing to train on: no user has two interactions or more."
-        ) from error
-
-
-def _check_columns(config: Config, file: Path) -> None:
-    """Raise ValueError where an interaction file lacks a column that the split is made by."""
-    found = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
-    keys = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
-    missing = [config[key] for key in keys if config[key] not in found]
-    if missing:
-        raise ValueError(
-            f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(found)}. "
-            "Name its columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
-        )
 
 
 def build_trainer(config: Config, model) -> Trainer:
@@ -282,6 +252,7 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
     config = config_of(checkpoint, model_file, {**QUIET, **(config_dict or {})})
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
+    calm_screen(config)
     if not Path(config["data_path"]).is_dir():
         raise FileNotFoundError(
             f"dataset [{config['dataset']}] of model_file [{model_file}] was not found: [{config['data_path']}] does "

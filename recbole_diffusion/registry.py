@@ -166,16 +166,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
 
 
+def check_config_file(path: str | Path) -> None:
+    """Raise FileNotFoundError or ValueError unless a file holds parameters in YAML."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config_files [{path}] does not exist.")
+    try:
+        values = read_yaml(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config_files [{path}] is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"config_files [{path}] must hold keys and values, a line each, such as epochs: 10.")
+
+
 def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[str, str]:
-    """Where each value of a Config comes from: a file, ``RecBole``, an ``argument`` or the ``command line``."""
+    """Where each value of a Config comes from: a file, ``RecBole``, this package or the ``command line``.
+
+    An argument of ours counts as the command line: there the commands have it from.
+    """
     sources = {**dict.fromkeys(config.final_config_dict, "RecBole"), **getattr(config, "default_sources", {})}
     for file in config_file_list:
         values = read_yaml(file)
         sources.update(dict.fromkeys(values, str(file)))
         own = (values.get("per_model") or {}).get(config["model"], {})
         sources.update(dict.fromkeys(own, f"{file}, per_model"))
-    sources.update(dict.fromkeys((*config.variable_config_dict, "model", "dataset"), "argument"))
-    sources.update(dict.fromkeys(config.cmd_config_dict, "command line"))
+    said = (*config.variable_config_dict, *config.cmd_config_dict, "model", "dataset")
+    sources.update(dict.fromkeys(said, "command line"))
+    sources["paper_protocol"] = "recbole_diffusion"
     return sources
 
 

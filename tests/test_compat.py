@@ -13,6 +13,7 @@ import scipy.sparse
 import torch
 from recbole.config import Config
 
+from recbole_diffusion import version
 from recbole_diffusion.compat import checkpoint, versions
 from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
 
@@ -21,16 +22,16 @@ from .conftest import ROOT, toy, toy_config
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 
 
-@pytest.mark.parametrize("version", [None, "1.1.1", "1.2.0"])
-def test_a_missing_or_wrong_recbole_gives_the_command_that_mends_it(monkeypatch, version):
+@pytest.mark.parametrize("installed", [None, "1.1.1", "1.2.0"])
+def test_a_missing_or_wrong_recbole_gives_the_command_that_mends_it(monkeypatch, installed):
     def found(name):
-        if version is None:
+        if installed is None:
             raise metadata.PackageNotFoundError(name)
-        return version
+        return installed
 
-    monkeypatch.setattr(versions.metadata, "version", found)
+    monkeypatch.setattr(version.metadata, "version", found)
     with pytest.raises(ImportError, match=r"pip install --no-deps recbole==1\.2\.1"):
-        versions.require_recbole()
+        version.require_recbole()
 
 
 def test_numpy_aliases_are_added_only_where_missing(monkeypatch):

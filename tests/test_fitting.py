@@ -62,7 +62,7 @@ def test_known_users_are_recommended_what_their_histories_are(fitted):
 
 
 def test_fitting_is_the_pipeline_of_run(fitted, tmp_path):
-    from recbole_diffusion.convert import write_atomic
+    from recbole_diffusion.data.atomic import write_atomic
 
     write_atomic(table(), tmp_path / "data" / "table")
     result = run("SASRecPlus", "table", config_dict={**FAST, "data_path": str(tmp_path / "data")})

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from recbole_diffusion import MODELS
-from recbole_diffusion.experiments import trials
+from recbole_diffusion.experiments import ray_search, trials
 from recbole_diffusion.experiments.hyper import search
 from recbole_diffusion.experiments.space import read_space
 from recbole_diffusion.quick_start import build_config, run
@@ -318,6 +319,28 @@ def test_what_cannot_be_searched_is_named_before_anything_runs(monkeypatch, chan
     with pytest.raises(ValueError, match=message):
         toy_search(**change)
     assert not Path("hyper_results").exists() or not list(Path("hyper_results").glob("*.trials*"))
+
+
+def test_a_search_on_ray_that_was_stopped_has_no_best_trial():
+    """Ray takes Ctrl-C itself, and returns the trials that it had begun as if they had ended."""
+    ended, cut, failed = (
+        SimpleNamespace(error=error, metrics=metrics)
+        for error, metrics in ((None, {"done": True}), (None, {"done": False}), (ValueError("nan"), None))
+    )
+    ray_search._raise_if_cut([ended, failed], 2)
+    for results in ([ended, cut], [ended], []):
+        done = len([result for result in results if result is ended])
+        with pytest.raises(KeyboardInterrupt, match=f"Interrupted: {done} of 2 trials are done"):
+            ray_search._raise_if_cut(results, 2)
+
+
+def test_a_model_without_a_space_says_how_to_name_one():
+    with pytest.raises(ValueError, match=r"model .SASRec. comes without a space.*params_file.*SASRecPlus"):
+        search("SASRec", "markov-toy")
+
+
+def test_the_tool_is_known_in_any_case(trained):
+    assert len(toy_search("num_steps choice [4]\n", tool="hyperopt")["trials"]) == 1
 
 
 def test_a_cluster_that_is_not_there_is_named(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from recbole.config import Config
 
@@ -27,7 +28,7 @@ def test_the_script_trains_on_ml_100k_and_prints_its_metrics(tmp_path):
     done = script("-m", "DiffuRecSys", "-d", "ml-100k", quick, "--epochs=1", "--limit_train_batches=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert "Test metrics of DiffuRecSys on ml-100k (1 epochs)" in lines
+    assert "Test metrics of DiffuRecSys on ml-100k (1 epoch)" in lines
     assert [line.split()[0] for line in lines if "@" in line][-6:] == [
         f"{metric}@{k}" for metric in ("hit", "ndcg") for k in (5, 10, 20)
     ]
@@ -86,11 +87,45 @@ def test_print_config_names_the_source_of_each_value(tmp_path):
         (["--config_files=nothing.yaml"], "nothing.yaml"),
         (["--dataset=not-a-dataset"], "not-a-dataset.inter"),
         (["--resume=nothing.pth", "--limit_train_batches=1"], "nothing.pth"),
+        (["--epochs=3", "--epochs=4"], "--epochs is given 2 times"),
+        ([f"--config_files={ROOT / 'README.md'}"], "README.md] is no YAML"),
+        (["--device=cuda"], "device [cuda] cannot be given: gpu_id [0] names the GPUs"),
+        (["--log_wandb"], "log_wandb [True] needs the package wandb"),
     ],
 )
 def test_the_script_names_what_is_wrong_without_a_traceback(tmp_path, args, message):
     done = script(*args, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    assert "usage: " in done.stderr or len(done.stderr.splitlines()) <= 8  # what runs, and one error
+
+
+@pytest.mark.parametrize("text", ["", "just words\n", "- a\n- list\n", "a: [1\n"])
+def test_a_file_of_no_parameters_is_named(tmp_path, text):
+    (tmp_path / "some.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config_files \[some.yaml\] (must hold keys and values|is no YAML)"):
+        build_config("DiffuRec", "markov-toy", ["some.yaml"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_warned_of(recwarn):
+    with pytest.warns(UserWarning, match=r"gpu_id \[7\] is no GPU that PyTorch sees: this runs on the CPU"):
+        toy_config("DiffuRec", gpu_id=7)
+    recwarn.clear()
+    toy_config("DiffuRec", gpu_id="")
+    toy_config("DiffuRec")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("FM", r"has no column label, which \[FM\] learns: .* LABEL_FIELD, .* threshold"),
+        ("SASRecF", r"selected_features \[class\] of \[SASRecF\] are no columns of dataset \[markov-toy\]"),
+    ],
+)
+def test_a_column_that_a_model_needs_is_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_data(toy_config(model))
 
 
 BAD = [

@@ -19,6 +19,7 @@ from recbole_diffusion.config.settings import result_settings
 from .conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import jobs  # noqa: E402
 import manifest as manifests  # noqa: E402
 import reproduce  # noqa: E402
 import results_table  # noqa: E402
@@ -46,7 +47,7 @@ def arguments(folder, *args):
 
 
 def call(folder, *args):
-    return reproduce.reproduce(arguments(folder, *args))
+    return jobs.reproduce(arguments(folder, *args))
 
 
 def result(folder, name):
@@ -148,7 +149,7 @@ def test_a_run_cut_at_any_point_goes_on_to_the_same_end(tmp_path, monkeypatch, n
         if len(shown) == stop_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce, "show", show)
+    monkeypatch.setattr(jobs, "show", show)
     stop_at = 3  # after the point of epoch 2, before its state is saved
     with pytest.raises(KeyboardInterrupt):
         call(cut, f"--runs={name}", "--seeds=1")
@@ -181,9 +182,9 @@ def test_when_the_time_is_up_it_stops_after_an_epoch_and_loses_none(tmp_path, ca
     job = manifests.Job(manifests.load_manifest(args.manifest).runs[0], "markov-toy", 1)
     args.deadline = 0.0  # long ago
     for _ in range(3):
-        with pytest.raises(reproduce.Paused):
-            reproduce.run(job, args, {})
-    assert "done" in reproduce.run(job, args, {})
+        with pytest.raises(jobs.Paused):
+            jobs.run(job, args, {})
+    assert "done" in jobs.run(job, args, {})
     assert re.findall(r"epoch (\d)", capsys.readouterr().out) == ["1", "2", "3"]
     paused = result(tmp_path, "Diffu-Rec.markov-toy.1")
     (tmp_path / "out" / "runs" / "Diffu-Rec.markov-toy.1.json").unlink()
@@ -198,12 +199,12 @@ def test_a_cut_run_with_other_parameters_begins_anew(tmp_path, monkeypatch):
     args = arguments(tmp_path, "--runs=Diffu Rec", "--seeds=1")
     args.deadline = 0.0
     job = manifests.Job(manifests.load_manifest(args.manifest).runs[0], "markov-toy", 1)
-    with pytest.raises(reproduce.Paused):
-        reproduce.run(job, args, {})
+    with pytest.raises(jobs.Paused):
+        jobs.run(job, args, {})
     changed = {**DIFFUREC, "config": {**DIFFUREC["config"], "learning_rate": 0.002}}
     write_manifest(tmp_path, runs=[changed, SASREC])
     shown = []
-    monkeypatch.setattr(reproduce, "show", shown.append)
+    monkeypatch.setattr(jobs, "show", shown.append)
     assert call(tmp_path, "--runs=Diffu Rec", "--seeds=1")
     assert "epoch 1" in shown[1] and result(tmp_path, "Diffu-Rec.markov-toy.1")["epochs"] == 3
     assert len(list((tmp_path / "out" / "saved" / "Diffu-Rec.markov-toy.1").glob("*.pth"))) == 1
@@ -211,7 +212,7 @@ def test_a_cut_run_with_other_parameters_begins_anew(tmp_path, monkeypatch):
 
 def test_a_run_in_progress_elsewhere_is_left_alone(tmp_path, capsys):
     folder = tmp_path / "out" / "saved" / "Pop.markov-toy.1"
-    with reproduce.locked(folder) as pid:
+    with jobs.locked(folder) as pid:
         assert pid == 0
         assert call(tmp_path, "--runs=Pop", "--seeds=1")
         assert f"in progress in process {os.getpid()}" in capsys.readouterr().out
@@ -239,7 +240,7 @@ def test_a_trial_is_stored_as_one_and_never_counts(tmp_path, monkeypatch, capsys
     assert "trials, not results" in page(tmp_path) and "†" not in page(tmp_path)
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "out")
     assert call(tmp_path, "--render-only") and cells(page(tmp_path), "SASRec") == ["not run"] * 9
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "out")
+    monkeypatch.setattr(jobs, "RESULTS", tmp_path / "out")
     with pytest.raises(ValueError, match="set needs results"):
         call(tmp_path, "--set=epochs=1")
 
@@ -410,14 +411,14 @@ def test_notes_survive_and_runs_outside_the_manifest_are_named(tmp_path):
 def test_cost_to_quality_is_where_the_curve_first_came_there():
     scores = [0.010, 0.030, 0.0393, 0.035, 0.040, 0.039]
     curve = [{"epoch": i + 1, "valid_score": score, "seconds": 10.0 * (i + 1)} for i, score in enumerate(scores)]
-    cost = reproduce.cost_to_quality(curve, {"NDCG@10": (0.03, None)})
+    cost = jobs.cost_to_quality(curve, {"NDCG@10": (0.03, None)})
     assert cost["within_2_percent"] == {"value": pytest.approx(0.0392), "epochs": 3, "seconds": 30.0}
     assert cost["past_paper"] == {"value": 0.03, "epochs": 2, "seconds": 20.0}
-    assert reproduce.cost_to_quality(curve, {"NDCG@10": (0.041, None)})["past_paper"]["epochs"] is None
-    assert reproduce.cost_to_quality(curve, {})["past_paper"] is None
+    assert jobs.cost_to_quality(curve, {"NDCG@10": (0.041, None)})["past_paper"]["epochs"] is None
+    assert jobs.cost_to_quality(curve, {})["past_paper"] is None
 
 
 def test_epochs_trained_elsewhere_are_told_apart():
     here, there = {"commit": "a", "device": "x"}, {"commit": "b", "device": "x"}
     curve = [{"epoch": epoch, "made_by": part} for epoch, part in ((1, here), (2, here), (3, there))]
-    assert reproduce.makers(curve) == [{"first_epoch": 1, **here}, {"first_epoch": 3, **there}]
+    assert jobs.makers(curve) == [{"first_epoch": 1, **here}, {"first_epoch": 3, **there}]

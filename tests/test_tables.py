@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.data.dataset import Dataset
 
-from recbole_diffusion.convert import main, write_atomic
+from recbole_diffusion.convert import main
+from recbole_diffusion.data.atomic import write_atomic
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.data.times import read_times, times_as_text
 from recbole_diffusion.data.tokens import escape_token, restore_token

@@ -17,6 +17,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_diffusion.compat.finite import check_scores
+from recbole_diffusion.compat.progress import bar
 from recbole_diffusion.diffusion_utils import seed_average
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.quick_start import load_data_and_model
@@ -63,9 +64,16 @@ class Evaluation:
         As ``load_data_and_model``; the model is not sequential.
     """
 
-    def __init__(self, model_file: str | Path, max_users: int, seed: int, log_dir: str | Path):
+    def __init__(
+        self,
+        model_file: str | Path,
+        max_users: int,
+        seed: int,
+        log_dir: str | Path,
+        config_dict: dict[str, Any] | None = None,
+    ):
         self.model_file, self.seed, self.log_dir = Path(model_file), seed, Path(log_dir)
-        self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file)
+        self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file, config_dict)
         if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise ValueError(
                 f"model_file [{model_file}] holds [{self.config['model']}], and must hold a sequential model."
@@ -86,10 +94,13 @@ class Evaluation:
         self.popularity = np.bincount(self.train.inter_matrix(form="coo").col, minlength=self.n_items)
         self.history_length = _history_length(train_data._dataset, valid_data._dataset, test)[self.rows.numpy()]
 
-    def batches(self, copies: int) -> Iterator[slice]:
-        """Slices of the rows, such that that many copies of each exceed neither eval_batch_size nor MAX_SCORES."""
+    def batches(self, copies: int, what: str = "scores") -> Iterator[slice]:
+        """Slices of the rows, such that that many copies of each exceed neither eval_batch_size nor MAX_SCORES.
+
+        A bar shows how far they are, under the name ``what``.
+        """
         size = max(1, min(self.config["eval_batch_size"], MAX_SCORES // self.n_items) // copies)
-        return (slice(first, first + size) for first in range(0, len(self.rows), size))
+        return (slice(first, first + size) for first in bar(range(0, len(self.rows), size), desc=f"      {what}"))
 
     def batch(self, rows: slice):
         """Those rows on the model's device."""
@@ -153,6 +164,24 @@ class Evaluation:
 
     # ------------------------------------------------------------------ seeds
 
+    @cached_property
+    def seed_difference(self) -> float:
+        """How far what two seeds generate lies apart, as a share of its length: the mean over the rows."""
+        spread = self.x_start.std(0).norm(dim=-1) / self.x_start.mean(0).norm(dim=-1).clamp(min=1e-12)
+        return float(spread.mean())
+
+    @property
+    def why_alike(self) -> str:
+        """Why draws may change little, in a sentence."""
+        said = f"What the seeds generate differs by {percent(self.seed_difference)} of its length"
+        delta = self.config["lambda_uncertainty"]
+        if delta is None:
+            return f"{said}: the history decides nearly alone."
+        return (
+            f"{said}: the draws reach the model scaled by lambda, about lambda_uncertainty [{delta}], and the history "
+            "beside them decides nearly alone."
+        )
+
     @property
     def own_seeds(self) -> list[int]:
         """The seeds that the model averages over."""
@@ -172,7 +201,7 @@ class Evaluation:
     def x_start(self) -> Tensor:
         """Generated embedding of every row's next item under each of ``seeds``, [S, U, D]."""
         seeds = self.seeds
-        parts = [self.model.sample_start(self.batch(rows), seeds).cpu() for rows in self.batches(len(seeds))]
+        parts = [self.model.sample_start(self.batch(rows), seeds).cpu() for rows in self.batches(len(seeds), "draws")]
         x_start = torch.cat(parts, dim=1)
         check_scores(x_start.abs(), self.config["model"])
         return x_start
@@ -209,6 +238,11 @@ class Evaluation:
         whole = {key: torch.cat([part[key] for part in found], dim=1) for key in found[0]}
         groups = {n: whole[n] for n in counts}
         return SeedRanking(whole["top"], whole["places"], groups, whole["average_top"][0], whole["spread"][0])
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with two significant digits."""
+    return f"{100 * share:.2g} %"
 
 
 def place_of(top: Tensor, target: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
+from recbole_diffusion.analysis import SECTIONS
 from recbole_diffusion.analysis.curves import curves
 from recbole_diffusion.analysis.embeddings import embedding_map
 from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section, hit, ndcg
@@ -16,18 +18,17 @@ from recbole_diffusion.analysis.seeds import diversity, seeds, uncertainty
 from recbole_diffusion.analysis.seen import seen
 from recbole_diffusion.analysis.stages import plateau, stages
 
-# name (also of the CSV) -> title, and the function that makes the section
-SECTIONS: dict[str, tuple[str, Callable[[Evaluation], Section]]] = {
-    "popularity": ("Head and long-tail items", popularity),
-    "length": ("Length of the history", length),
-    "seen": ("Items of the history", seen),
-    "plateau": ("Ranking plateau", plateau),
-    "stages": ("Denoising stages", stages),
-    "seeds": ("Number of seeds", seeds),
-    "uncertainty": ("Uncertainty", uncertainty),
-    "diversity": ("Diversity of the seeds", diversity),
-    "map": ("Map of the embeddings", embedding_map),
-    "curves": ("Training curves", curves),
+MAKERS: dict[str, Callable[[Evaluation], Section]] = {
+    "popularity": popularity,
+    "length": length,
+    "seen": seen,
+    "plateau": plateau,
+    "stages": stages,
+    "seeds": seeds,
+    "uncertainty": uncertainty,
+    "diversity": diversity,
+    "map": embedding_map,
+    "curves": curves,
 }
 OPEN_ROWS, MOST_ROWS = 8, 100  # longer tables open with a click, the longest are in the CSV alone
 
@@ -38,6 +39,22 @@ table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; font-vari
 th, td { padding: .15rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 .wide { overflow-x: auto; }
 th:first-child, td:first-child { text-align: left; }
+@media (max-width: 700px) { body { margin: 1rem auto; padding: 0 .6rem; } th, td { padding: .15rem .4rem; } }
+"""
+# On a narrow screen panels that stand side by side are put one below the other, with their legend above.
+NARROW = """
+if (window.innerWidth < 700) for (const plot of document.querySelectorAll(".plotly-graph-div")) {
+  const panels = Object.keys(plot.layout).filter(name => /^xaxis\\d*$/.test(name)), height = 320 * panels.length;
+  const change = {height: height, "font.size": 12, margin: {l: 55, r: 8, t: 60, b: 60},
+                  legend: {orientation: "h", x: 0, y: 1 + 12 / height, yanchor: "bottom"}};
+  panels.forEach((x, i) => {
+    const step = 1 / panels.length, gap = panels.length > 1 ? 90 / height : 0;
+    change[x + ".domain"] = [0, 1];
+    change[x.replace("x", "y") + ".domain"] = [1 - (i + 1) * step + gap, 1 - i * step];
+  });
+  plot.style.height = height + "px";
+  Plotly.relayout(plot, change);
+}
 """
 # Colours that readers with any kind of colour vision can tell apart (Okabe and Ito).
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
@@ -50,11 +67,13 @@ def analyse(
     max_users: int = 2000,
     seed: int = 0,
     log_dir: str | Path = "log_tensorboard",
+    data_path: str | Path | None = None,
 ) -> Path:
     """Write ``index.html`` and one CSV a section into the folder ``output``; return the path of the page.
 
     ``sections`` are names in SECTIONS (None: all), ``max_users`` bounds the test users, drawn by ``seed``, and
-    ``log_dir`` is where TensorBoard's events lie. A section that has nothing to show says why, and writes no CSV.
+    ``log_dir`` is where TensorBoard's events lie, ``data_path`` the folder that holds the dataset's folder, where it is
+    not RecBole's default. A section that has nothing to show says why, and writes no CSV.
 
     Raises
     ------
@@ -73,14 +92,14 @@ def analyse(
     if output.exists() and not output.is_dir():
         raise ValueError(f"output [{output}] must be a folder, new or old, and this is a file.")
 
-    evaluation = Evaluation(model_file, max_users, seed, log_dir)
+    evaluation = Evaluation(model_file, max_users, seed, log_dir, {"data_path": str(data_path)} if data_path else None)
     output.mkdir(parents=True, exist_ok=True)
     parts = []
-    for name in sections:
-        title, make = SECTIONS[name]
-        file = output / f"{name}.csv"
+    for number, name in enumerate(sections, start=1):
+        title, file = SECTIONS[name], output / f"{name}.csv"
+        print(f"  [{number}/{len(sections)}] {title}", file=sys.stderr, flush=True)
         try:
-            section = make(evaluation)
+            section = MAKERS[name](evaluation)
         except NotApplicable as reason:
             file.unlink(missing_ok=True)  # of an earlier report here
             parts.append(f"<h2>{title}</h2>\n<p>Left out: {html.escape(str(reason))}</p>")
@@ -102,7 +121,10 @@ def _render(name: str, title: str, section: Section) -> str:
     )
     figure.update_layout(height=figure.layout.height or 420)
     plot = figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config={"displayModeBar": False}
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{name}",
+        config={"displayModeBar": False, "responsive": True},
     )
     table = section.table.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
     table = f'<div class="wide">{table}</div>'
@@ -124,8 +146,12 @@ def _page(evaluation: Evaluation, parts: list[str]) -> str:
         for words, found in places.items()
     )
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n"
         f"<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<h1>{title}</h1>\n"
         f"<p>{metrics}: on {drawn} {evaluation.n_rows:,} test users, among {evaluation.n_items - 1:,} items. "
-        f"Checkpoint: {html.escape(evaluation.model_file.name)}.</p>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"Checkpoint: {html.escape(evaluation.model_file.name)}.</p>\n"
+        + "\n".join(parts)
+        + f"\n<script>{NARROW}</script>\n</body>\n</html>\n"
     )

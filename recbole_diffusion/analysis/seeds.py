@@ -7,8 +7,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from recbole_diffusion.analysis.evaluation import Evaluation, Section, group_metrics, hit, ndcg, place_of, quintiles
+from recbole_diffusion.analysis.evaluation import (
+    Evaluation,
+    NotApplicable,
+    Section,
+    group_metrics,
+    hit,
+    ndcg,
+    percent,
+    place_of,
+    quintiles,
+)
 from recbole_diffusion.analysis.groups import INTERVALS, bars
+
+NOISE = 1e-4  # a spread below this share says nothing of a user
 
 
 def seeds(evaluation: Evaluation) -> Section:
@@ -27,9 +39,12 @@ def seeds(evaluation: Evaluation) -> Section:
     # Zoomed in only where there is something to see: differences below a percent would look like a trend.
     flat = best - table["min"].min() < 0.01 * best
     figure.update_yaxes(title="NDCG@10", range=[0, 1.2 * best] if flat else None)
+    alike = "More seeds change nothing here, as seeds hardly differ for this model. "
+    alike = f"{alike}{evaluation.why_alike} " if flat else ""
     return Section(
-        f"Scores of {len(evaluation.seeds)} seeds, averaged in groups of n: the mean over the groups, with thin bars "
-        f"from the worst to the best group. The model's setting is inference_seeds = {own} seed{'s' * (own > 1)}.",
+        f"{alike}Scores of {len(evaluation.seeds)} seeds, averaged in groups of n: the mean over the groups, with "
+        "thin bars from the worst to the best group. "
+        f"The model's setting is inference_seeds = {own} seed{'s' * (own > 1)}.",
         table,
         figure,
     )
@@ -39,6 +54,11 @@ def uncertainty(evaluation: Evaluation) -> Section:
     """Accuracy in five groups of users by how much the seeds disagree about their best items."""
     found = evaluation.seed_ranking
     spread = found.spread.numpy()
+    if spread.max() < NOISE:
+        raise NotApplicable(
+            f"seeds hardly differ for this model: over {len(evaluation.seeds)} seeds the probability of an item varies "
+            f"by at most {percent(spread.max())} of its mean; groups by that would sort noise. {evaluation.why_alike}"
+        )
     inside = quintiles(spread)
     names = ["1 (surest)", *map(str, range(2, len(inside))), f"{len(inside)} (least sure)"]
     table = group_metrics(place_of(found.average_top, evaluation.target), dict(zip(names, inside, strict=True)))

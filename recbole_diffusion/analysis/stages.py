@@ -24,6 +24,7 @@ from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import SeedNoise, sample, strided_steps
 
 MOST_STAGES = 32
+FLAT = 0.01  # stages that differ by less than this share of their NDCG are alike
 
 
 def plateau(evaluation: Evaluation) -> Section:
@@ -92,7 +93,7 @@ def stages(evaluation: Evaluation) -> Section:
         raise NotApplicable("with num_steps [1] the reverse process is a single stage.")
     seed, change, gain = evaluation.own_seeds[0], [], []
     with torch.no_grad():
-        for rows in evaluation.batches(1):
+        for rows in evaluation.batches(1, "stages"):
             found = start_predictions(model, evaluation.batch(rows), seed)
             scores = [model.item_scores(x_start) for x_start in found.values()]
             change.append(torch.stack([avg_change(best_scores(evaluation, part)).cpu() for part in scores]))
@@ -108,6 +109,20 @@ def stages(evaluation: Evaluation) -> Section:
             "ndcg@10": torch.cat(gain, 1).mean(1).numpy(),
         }
     )
+    low, high = table["ndcg@10"].min(), table["ndcg@10"].max()
+    alike = ""
+    if high - low < FLAT * high:
+        alike = f"All stages rank alike (NDCG@10 from {low:.4f} to {high:.4f}). {evaluation.why_alike} "
+    walked = "" if model.inference == "reverse" else " The model itself infers in one step; here it walks the chain."
+    return Section(
+        f"{alike}Items ranked by the x_0 that the model predicts on its way from noise (left) to the end of the "
+        f"reverse process (right), with seed {seed}; T = {model.diffusion.num_steps}.{walked}",
+        table,
+        _stage_plot(table),
+    )
+
+
+def _stage_plot(table: pd.DataFrame) -> go.Figure:
     figure = make_subplots(cols=2, horizontal_spacing=0.12)
     for column, name in (("avg_change@40", "mean"), ("median_change@40", "median")):
         trace = go.Scatter(name=f"{name} Avg.Change@40", x=table["stage"], y=table[column], mode="lines+markers")
@@ -118,13 +133,7 @@ def stages(evaluation: Evaluation) -> Section:
     figure.update_yaxes(title="Avg.Change@40 (%)", rangemode="tozero", col=1)
     figure.update_yaxes(title="NDCG@10", rangemode="tozero", col=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.15})
-    walked = "" if model.inference == "reverse" else " The model itself infers in one step; here it walks the chain."
-    return Section(
-        f"Items ranked by the x_0 that the model predicts on its way from noise (left) to the end of the reverse "
-        f"process (right), with seed {seed}; T = {model.diffusion.num_steps}.{walked}",
-        table,
-        figure,
-    )
+    return figure
 
 
 def start_predictions(model, interaction, seed: int) -> dict[int, Tensor]:

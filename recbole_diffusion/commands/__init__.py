@@ -11,7 +11,7 @@ COMMANDS = {
     "tune": ("recbole_diffusion.commands.tune", "search the hyper-parameters of one model"),
     "recommend": ("recbole_diffusion.recommend.__main__", "top-k items for histories, in one process or on a cluster"),
     "analyse": ("recbole_diffusion.analysis.__main__", "look at a trained model: one page with plots"),
-    "compare": ("recbole_diffusion.experiments.compare", "train several models over several seeds, with a table"),
+    "compare": ("recbole_diffusion.compare", "train several models over several seeds, with a table"),
     "convert": ("recbole_diffusion.convert", "make RecBole's atomic file of a CSV, Parquet or JSONL file"),
     "export": ("recbole_diffusion.serving.__main__", "write a trained model for serving: ONNX, item table, index"),
     "reproduce": ("recbole_diffusion.commands.reproduce", "train what the tables of results list"),

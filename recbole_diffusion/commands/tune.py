@@ -4,9 +4,9 @@ Killed and started again with the same arguments, a search continues."""
 
 import argparse
 import shlex
+import sys
 
-from recbole_diffusion.cli import errors_in_one_line, parse_with_parameters
-from recbole_diffusion.experiments.hyper import search
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_with_parameters
 
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
@@ -43,11 +43,20 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
 
 def main() -> None:
     args, parameters = parse_args()
+    sys.argv = sys.argv[:1]  # RecBole's Config reads the command line, too
     options = vars(args)
     files = options.pop("config_files").split()
     with errors_in_one_line():
-        found = search(config_file_list=files, config_dict=parameters, **options)
+        names = f"{args.model or 'the model of the config files'} on {args.dataset or 'their dataset'}"
+        begin(f"Search with {args.tool}: {names}")
+        from recbole_diffusion.experiments.hyper import search
 
+        found = search(config_file_list=files, config_dict=parameters, **options)
+        report(found, files, parameters)
+
+
+def report(found: dict, files: list[str], parameters: dict[str, str]) -> None:
+    """Print the best trial, and the command that trains with its parameters."""
     print(f"\nBest of {len(found['trials'])} trials of {found['model']} on {found['dataset']}")
     for name, value in found["best_params"].items():
         print(f"  {name}: {value}")
@@ -61,7 +70,3 @@ def main() -> None:
     command = [f"--model={found['model']}", f"--dataset={found['dataset']}", f"--config_files={config_files}"]
     command += [f"--{key}={value}" for key, value in parameters.items()]
     print(f"  recbole-diffusion run {shlex.join(command)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,9 @@ from recbole_diffusion.compat import (
     checkpoint,
     distributed,
     finite,
+    pandas_calls,
     pickles,
+    progress,
     timestamps,
     values,
     versions,
@@ -19,11 +21,10 @@ from recbole_diffusion.compat import (
 
 
 def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
-    """Put up every bridge the installed versions need. Called once, when the package is imported.
+    """Put up every bridge the installed versions need. Called once, when the models are registered.
 
     ``settings_of(config)`` gives the plain values that checkpoints hold in place of a Config.
     """
-    versions.require_recbole()
     versions.bridge_numpy()
     versions.bridge_scipy()
     versions.bridge_pandas()
@@ -32,9 +33,11 @@ def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
     versions.bridge_anomaly_detection()
     versions.bridge_download()
     atomic_files.bridge_reading()
+    pandas_calls.bridge_pandas_calls()
     timestamps.bridge_timestamps()
     finite.bridge_scores()
     pickles.bridge_pickles()
     values.bridge_values()
     checkpoint.bridge_checkpoints(settings_of)
     distributed.bridge_distributed()
+    progress.bridge_progress()

@@ -15,6 +15,8 @@ import recbole.data.dataset.dataset as dataset_module
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_diffusion.compat.pandas_calls import FilledTable
+
 TYPES = [kind.value for kind in FeatureType]
 PADDING = "[PAD]"
 CHUNK = 1 << 22  # characters looked at in one go
@@ -63,7 +65,8 @@ def read_table(path, delimiter: str, usecols: list[str], dtype: dict[str, Any], 
     except ValueError as error:  # ParserError is one
         _name_bad_number(path, dtype, options)
         raise ValueError(f"dataset file [{path}] cannot be read: {_first_line(error)}") from error
-    return table
+    lists = [name for name in table if name.endswith("_seq")]
+    return FilledTable(table.fillna(dict.fromkeys(lists, "")) if lists else table)
 
 
 _MISSING_NUMBERS = pd._libs.parsers.STR_NA_VALUES
@@ -96,6 +99,9 @@ def _checked(load_feat):
         table = load_feat(self, filepath, source)
         if table is None:
             return table
+        table = pd.DataFrame(table)  # no FilledTable any more
+        if source == FeatureSource.INTERACTION:
+            self.rows_in_file = len(table)  # before any filter
         if table.empty:
             raise ValueError(f"dataset file [{filepath}] has a header and no rows.")
         for field in {self.uid_field, self.iid_field} & {*table}:

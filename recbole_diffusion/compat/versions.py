@@ -19,23 +19,6 @@ import numpy as np
 import scipy.sparse
 import torch
 
-RECBOLE_VERSION = "1.2.1"
-INSTALL_RECBOLE = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
-
-
-def require_recbole() -> None:
-    """Raise ImportError, with the command that mends it, where RecBole is missing or of another version."""
-    try:
-        found = metadata.version("recbole")
-    except metadata.PackageNotFoundError:
-        raise ImportError(
-            f"recbole-diffusion needs RecBole {RECBOLE_VERSION}, which is not installed. Run: {INSTALL_RECBOLE}"
-        ) from None
-    if found != RECBOLE_VERSION:
-        raise ImportError(
-            f"recbole-diffusion needs RecBole {RECBOLE_VERSION}, but {found} is installed. Run: {INSTALL_RECBOLE}"
-        )
-
 
 def bridge_numpy() -> None:
     """Give back the aliases that NumPy 2 removed and RecBole still reads.
@@ -55,9 +38,9 @@ def bridge_scipy() -> None:
 
 
 def bridge_pandas() -> None:
-    """Warn on pandas 3, where RecBole's filling of missing values silently does nothing (chained assignment)."""
+    """Warn on pandas 3, on which RecBole 1.2.1 has not been tried."""
     if int(metadata.version("pandas").split(".")[0]) >= 3:
-        warnings.warn("RecBole 1.2.1 leaves missing values unfilled on pandas >= 3: install pandas<3.", stacklevel=2)
+        warnings.warn("RecBole 1.2.1 has not been tried on pandas >= 3: install pandas<3.", stacklevel=2)
 
 
 def bridge_ray() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
@@ -37,3 +39,23 @@ def near_keys(name: str, known: Iterable[str]) -> list[str]:
     meant = [key.lower() for key, aliases in ALIASES.items() if name.lower() in aliases]
     names = [*meant, name.lower(), *difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.75)]
     return list(dict.fromkeys(lower[key] for key in names if key in lower))[:3]
+
+
+def check_machine(config) -> None:
+    """Look for what a Config asks of this machine; warn where the GPU that was asked for is none.
+
+    Raises
+    ------
+    ValueError
+        ``device`` is given, which RecBole sets; or ``log_wandb`` without the package.
+    """
+    given = config.external_config_dict
+    if "device" in given:
+        raise ValueError(
+            f"device [{given['device']}] cannot be given: gpu_id [{config['gpu_id']}] names the GPUs to use, and an "
+            "empty gpu_id stands for the CPU."
+        )
+    if given.get("gpu_id") not in (None, "") and config["device"].type == "cpu":
+        warnings.warn(f"gpu_id [{given['gpu_id']}] is no GPU that PyTorch sees: this runs on the CPU.", stacklevel=3)
+    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise ValueError("log_wandb [True] needs the package wandb, which is not installed: pip install wandb")

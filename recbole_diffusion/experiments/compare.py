@@ -1,12 +1,7 @@
-"""Compare models over training seeds: mean, standard deviation, paired t-test and effect size against a baseline.
-
-    python -m recbole_diffusion.compare --models=DiffuRec,DiffuRecSys,SASRec --dataset=ml-100k --seeds=5
-
-Each run leaves one JSON file in the output folder; killed and started again, a comparison goes on where it stood."""
+"""Comparison of models over training seeds; each run leaves one JSON file, and one that was cut goes on."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
@@ -17,7 +12,6 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_diffusion.cli import errors_in_one_line, parse_with_parameters
 from recbole_diffusion.config.keys import MACHINE_KEYS
 from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.experiments.compare_tables import Runs, comparison_tables
@@ -56,7 +50,7 @@ def compare(
         Parameters of every run. The command line is not read.
     output
         Folder for ``compare.md``, ``compare.tex`` and ``runs/<model>-<dataset>-<seed>.json`` (default:
-        ``results/compare-<dataset>``). Runs found there are not run again, and a run that was cut goes on. One
+        ``compare/<dataset>``). Runs found there are not run again, and a run that was cut goes on. One
         comparison at a time works in a folder.
 
     Returns ``runs`` (model -> seed -> what the file of the run holds), ``failed`` (name of the run -> error: it
@@ -68,7 +62,7 @@ def compare(
         An option or a parameter is out of range; the output holds a run with other parameters; or a file is missing.
     """
     models, seeds, baseline = list(models), _check_seeds(seeds), _check_models(list(models), baseline)
-    output = Path(output or Path("results") / f"compare-{dataset}")
+    output = _check_output(Path(output or Path("compare") / dataset))
     files, parameters = list(config_file_list or []), dict(config_dict or {})
     with own_process_state():
         runs, waiting = _plan_runs(models, dataset, seeds, files, parameters, output)
@@ -114,6 +108,14 @@ def _check_models(models: list[str], baseline: str | None) -> str:
     return baseline
 
 
+def _check_output(output: Path) -> Path:
+    """Raise ValueError where the output folder, or one above it, is a file."""
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output [{output}] must be a folder, new or old, and [{path}] is a file.")
+    return output
+
+
 def _check_own_keys(parameters: Mapping[str, Any]) -> None:
     for key in OWN_KEYS:
         if key in parameters:
@@ -154,6 +156,10 @@ def _train_waiting(runs: Runs, waiting: list[tuple[Config, Path]]) -> dict[str, 
         print(f"[{number}/{done + len(waiting)}] {model} on {dataset}, seed {seed}", flush=True)
         try:
             runs[model][seed] = _train(config, file)
+        except KeyboardInterrupt:
+            whole, ended = done + len(waiting), sum(map(len, runs.values()))
+            kept = f"{ended} of {whole} runs are done and kept"
+            raise KeyboardInterrupt(f"Interrupted: {kept}; the same command goes on.") from None
         except Exception as error:  # RecBole's models raise what they like: the other runs go on
             failed[file.stem] = error_line(error)
             print(f"  failed: {failed[file.stem]}", flush=True)
@@ -191,52 +197,10 @@ def _load_run(file: Path, config: Config) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------ the command line
-
-
 def _command(models, dataset, seeds: list[int], baseline, files, parameters: Mapping[str, Any]) -> str:
-    """What makes the tables anew; nothing of the machine."""
+    """What makes the tables anew; of the machine only where the data lie."""
     words = ["python", "-m", "recbole_diffusion.compare", f"--models={','.join(models)}", f"--dataset={dataset}"]
     words += [f"--seeds={','.join(map(str, seeds))}{',' * (len(seeds) == 1)}", f"--baseline={baseline}"]
     words += [f"--config_files={' '.join(files)}"] if files else []
-    words += [f"--{key}={value}" for key, value in parameters.items() if key not in MACHINE_KEYS]
+    words += [f"--{key}={value}" for key, value in parameters.items() if key not in MACHINE_KEYS - {"data_path"}]
     return shlex.join(words)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Read the flags; every other ``--key=value`` is a parameter of all runs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recbole_diffusion.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="Any parameter of a model, of training or of evaluation can be given as --key=value, for all runs.",
-    )
-    parser.add_argument("--models", required=True, help="names, ours or RecBole's, separated by commas")
-    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the dataset (default: %(default)s)")
-    parser.add_argument("--seeds", type=_read_seeds, default=5, help="a count n for 1 to n, or a list: 7,8,9 "
-        "(one alone: 7,) (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--baseline", help="one of the models (default: the last of RecBole's, else the first)")
-    parser.add_argument("--config_files", default="", help="YAML files with parameters, separated by spaces")
-    parser.add_argument("--output", help="folder for tables and runs (default: results/compare-<dataset>)")
-    return parse_with_parameters(parser, argv)
-
-
-def _read_seeds(text: str) -> int | list[int]:
-    try:
-        return [int(seed) for seed in text.split(",") if seed.strip()] if "," in text else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"[{text}] must be a count, or whole numbers separated by commas") from None
-
-
-def main() -> None:
-    args, parameters = parse_args()
-    models = [model.strip() for model in args.models.split(",") if model.strip()]
-    with errors_in_one_line():
-        result = compare(
-            models, args.dataset, args.seeds, args.baseline, args.config_files.split(), parameters, args.output
-        )
-    if result["markdown"]:
-        print(f"\n{result['markdown'].read_text(encoding='utf-8')}\nTables: {result['markdown']}, {result['latex']}")
-    if result["failed"]:
-        raise SystemExit(f"Failed: {', '.join(result['failed'])}; started again, they are tried again.")

@@ -75,7 +75,7 @@ def search(
         plan = _plan(model, dataset, params_file, tool, config_file_list, config_dict or {}, output_file, options)
         _claim_output(plan)
         _require_data(plan.config)
-    trials = TOOLS[tool](plan)
+    trials = TOOLS[plan.tool](plan)
     best = best_trial(trials, plan.config["valid_metric_bigger"])
     best_file = write_results(plan, trials, best)
     if display_file:
@@ -87,16 +87,28 @@ def search(
 
 def _plan(model, dataset, params_file, tool, config_file_list, config_dict, output_file, options) -> Search:
     """Read and check what a search was asked for."""
+    tool = next((name for name in OPTIONS if name.lower() == str(tool).lower()), tool)
     options = _check_options(tool, options)
     config = _build_config(model, dataset, config_file_list, config_dict)
     model, dataset = config["model"], config["dataset"]
-    params_file = Path(params_file or PROPS / "hyper" / f"{model}.hyper")
+    params_file = Path(params_file or _default_space(model))
     space = read_space(params_file)
     _check_space(space, config, config_dict, params_file, tool)
     if tool == "Hyperopt":
         options["algo"] = _check_algo(options["algo"], space)
     output = Path(output_file or Path("hyper_results") / f"{model}-{dataset}.result")
     return Search(tool, options, space, config, _shared_parameters(config), output)
+
+
+def _default_space(model: str) -> Path:
+    """The space that comes with a model."""
+    file, known = PROPS / "hyper" / f"{model}.hyper", sorted(path.stem for path in (PROPS / "hyper").glob("*.hyper"))
+    if not file.is_file():
+        raise ValueError(
+            f"model [{model}] comes without a space to search: name one by params_file, a line for each parameter, "
+            f"such as `learning_rate choice [0.001,0.0003]`. Spaces are there for {', '.join(known)}."
+        )
+    return file
 
 
 def _shared_parameters(config: Config) -> dict[str, Any]:

@@ -34,7 +34,11 @@ def search_with_hyperopt(search: Search) -> list[Trial]:
         trials.append(trial)
         return trial
 
-    SeededTuning(search, objective).run()
+    try:
+        SeededTuning(search, objective).run()
+    except KeyboardInterrupt:
+        done = f"{len(journal.trials)} of {search.options['max_evals']} trials are done"
+        raise KeyboardInterrupt(f"Interrupted: {done}; the same command goes on.") from None
     return trials
 
 

@@ -25,15 +25,27 @@ def search_with_ray(search: Search) -> list[Trial]:
     ------
     ValueError
         A trial asks for more than this machine has, or there is no cluster at the address.
+    KeyboardInterrupt
+        The search was stopped by Ctrl-C.
     """
     resources = _resources(search.options)
     search = replace(search, output=search.output.absolute())  # a worker runs in a folder of its own
     with _connected(search.options["address"]):
         results = _tuner(search, resources).fit()
+    _raise_if_cut(results, search.options["num_samples"])
     with contextlib.suppress(OSError):  # full where trials were interrupted
         search.file(".running").rmdir()
     # A trial's folder has its number; a search that was continued has them in another order.
     return [_read_result(result, search.space) for result in sorted(results, key=lambda result: str(result.path))]
+
+
+def _raise_if_cut(results, wanted: int) -> None:
+    """Raise KeyboardInterrupt where trials are missing: Ray takes Ctrl-C, saves its state, and returns what it has."""
+    done = sum(bool(result.error or (result.metrics or {}).get("done")) for result in results)
+    if done < wanted:
+        raise KeyboardInterrupt(
+            f"Interrupted: {done} of {wanted} trials are done; the same command goes on from there."
+        )
 
 
 def _resources(options: dict[str, Any]) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from recbole_diffusion.recommend.recommender import Recommendation, Recommender, batches
 
+CSV_COLUMNS = ("user", "rank", "item", "score", "spread", "error")
 OURS = (*Recommendation.__dataclass_fields__, "error")  # the keys of the output
 
 
@@ -19,7 +22,9 @@ def _record(line: str | bytes) -> dict[str, Any]:
     """One line of the input as a dictionary with a ``history``."""
     try:
         record = json.loads(line.decode() if isinstance(line, bytes) else line, parse_constant=_no_number)
-        json.dumps(record)  # what is passed on must be written again
+        json.dumps(record, ensure_ascii=False).encode()  # what is passed on must be written again
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a pair of surrogates, which is no character.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8 ({error.reason} at its byte {error.start + 1}).") from None
     except json.JSONDecodeError as error:
@@ -74,15 +79,32 @@ def recommend_records(
                 encoded.append(recommender.encode(record.pop("history")))
             except ValueError as error:
                 if not keep_going:
-                    raise ValueError(f"{where} {number} cannot be used: {error}") from None
-                errors[place] = {"error": str(error)}
+                    user = f" (user {record['user']})" if "user" in record else ""
+                    raise ValueError(f"{where} {number}{user} cannot be used: {error}") from None
+                errors[place] = {"error": f"{where} {number}: {error}"}  # the user is passed on with the other keys
             records.append(record)
         results = iter(recommender.rank(encoded, k, exclude_seen) if encoded else ())
         for place, record in enumerate(records):
             yield {**record, **(errors.get(place) or vars(next(results)))}
 
 
-def dumps(record: dict[str, Any]) -> str:
+def as_json(record: dict[str, Any], number: int) -> str:
     """A line of JSON, the numbers with six significant digits: float32 holds no more."""
     short = {key: [float(f"{value:.6g}") for value in record[key]] for key in ("scores", "spread") if record.get(key)}
-    return json.dumps({**record, **short})
+    return json.dumps({**record, **short}, ensure_ascii=False) + "\n"
+
+
+def as_csv(record: dict[str, Any], number: int) -> str:
+    """A row for each item, below a header before the first record; a history without a user has its number."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    if number == 1:
+        rows.writerow(CSV_COLUMNS)
+    user = record.get("user", number)
+    if "error" in record:
+        rows.writerow([user, "", "", "", "", record["error"]])
+        return text.getvalue()
+    spreads = record["spread"] or [None] * len(record["items"])
+    for rank, (item, score, spread) in enumerate(zip(record["items"], record["scores"], spreads, strict=True), start=1):
+        rows.writerow([user, rank, item, f"{score:.6g}", "" if spread is None else f"{spread:.6g}", ""])
+    return text.getvalue()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 
 def _seeds(text: str) -> Any:
@@ -37,42 +38,49 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--format", default="onnx", choices=["onnx"], help="(default: %(default)s)")
     add("--index", choices=["faiss"], help="also write items.faiss, an index for inner products")
     add("--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own")
-    return parser.parse_args(argv)
+    return parse_flags(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    sys.argv = sys.argv[:1]  # RecBole's Config reads the command line, too
+    with errors_in_one_line():
+        begin(f"Exporting {args.model_file}")
+        export(args)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the folder, compare it with the model, and say how far they agree."""
+    import numpy as np
+
     from recbole_diffusion.serving.item_index import build_index
     from recbole_diffusion.serving.onnx_export import CHECKED_TOP, CHECKED_USERS, export_onnx, random_histories
 
-    try:
-        made = export_onnx(args.model_file, args.output, args.inference_seeds)
-        same, seeds = made["same_top"], made["inference_seeds"]
-        print(f"{made['model']}: {made['folder']}/encoder.onnx, items.npy, model.json")
+    made = export_onnx(args.model_file, args.output, args.inference_seeds)
+    same, seeds = made["same_top"], made["inference_seeds"]
+    print(f"{made['model']}: {made['folder']}/encoder.onnx, items.npy, model.json")
+    print(
+        f"  ONNX Runtime on {CHECKED_USERS:,} random histories: {same['lists']:.1%} of the top {CHECKED_TOP} lists "
+        f"are the model's, {same['items']:.2%} of their items"
+    )
+    if len(seeds) > 1:
         print(
-            f"  ONNX Runtime on {CHECKED_USERS:,} random histories: {same['lists']:.1%} of the top {CHECKED_TOP} lists "
-            f"are the model's, {same['items']:.2%} of their items"
+            f"  The vector is the mean over {len(seeds)} seeds; the model averages probabilities instead, which "
+            "ranks a little differently."
         )
-        if len(seeds) > 1:
-            print(
-                f"  The vector is the mean over {len(seeds)} seeds; the model averages probabilities instead, which "
-                "ranks a little differently."
-            )
-        if args.index:
-            folder = Path(args.output)
-            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            items = np.load(folder / "items.npy")
-            vectors = _vectors(folder, random_histories(len(items), about["max_length"], CHECKED_USERS))
-            made = build_index(items, vectors, folder / "items.faiss")
-            print(
-                f"  items.faiss ({made['kind']}): recall {made['recall']:.3f} of the exact top {CHECKED_TOP}, "
-                f"{made['users_per_second']:,.0f} users/s (exact: {made['exact_users_per_second']:,.0f})"
-            )
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    if args.index:
+        folder = Path(args.output)
+        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        items = np.load(folder / "items.npy")
+        vectors = _vectors(folder, random_histories(len(items), about["max_length"], CHECKED_USERS))
+        made = build_index(items, vectors, folder / "items.faiss")
+        print(
+            f"  items.faiss ({made['kind']}): recall {made['recall']:.3f} of the exact top {CHECKED_TOP}, "
+            f"{made['users_per_second']:,.0f} users/s (exact: {made['exact_users_per_second']:,.0f})"
+        )
 
 
-def _vectors(folder: Path, histories) -> np.ndarray:
+def _vectors(folder: Path, histories):
     """What the encoder gives for histories, [M, D]."""
     import onnxruntime
 

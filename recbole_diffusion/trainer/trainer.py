@@ -16,12 +16,12 @@ from recbole.utils import get_gpu_usage, set_color
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler as schedulers
-from tqdm import tqdm
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, rank_and_world, sum_over_processes
 from recbole_diffusion.compat.files import lock_file
 from recbole_diffusion.compat.finite import check_parameters
+from recbole_diffusion.compat.progress import bar
 from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
@@ -68,6 +68,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.limit_train_batches = config["limit_train_batches"]
         self.curve: list[dict[str, Any]] = []  # what a caller notes after each validation; kept with the state
+        self.epochs_saved = 0  # how many the last state holds
         self.item_embedding_file = config["item_embedding_file"]
         self._train_data, self._frozen = None, False
         self._save_last = True
@@ -87,8 +88,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         steps = min(len(train_data), self.limit_train_batches or len(train_data))
-        title = set_color(f"Train {epoch_idx:>5}", "pink")
-        progress = tqdm(train_data, total=steps, ncols=100, desc=title, disable=not show_progress)
+        progress = bar(train_data, total=steps, desc=f"epoch {epoch_idx + 1}", disable=None if show_progress else True)
         total, pending, grad_norms = None, [], []
         for step, interaction in enumerate(progress):
             if step == steps:
@@ -214,6 +214,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "random_state": random_state(self._train_data),
         }
         save_checkpoint(state, self.last_model_file)
+        self.epochs_saved = epoch + 1
 
     def resume_checkpoint(self, resume_file) -> None:
         """Continue from a checkpoint; from a ``-last.pth`` file the run goes on as if it had never stopped.
@@ -238,6 +239,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         check_resumable(checkpoint, resume_file)
         self.saved_model_file = best_file_of(resume_file)
         self.start_epoch = checkpoint["epoch"] + 1
+        self.epochs_saved = self.start_epoch if "random_state" in checkpoint else 0
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]
         load_weights(self.model, checkpoint, resume_file)

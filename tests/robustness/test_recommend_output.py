@@ -59,7 +59,7 @@ def left() -> set[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("recbole_diffusion.recommend.__main__.PART", 16)
+    monkeypatch.setattr("recbole_diffusion.recommend.job.PART", 16)
 
 
 def test_a_job_that_is_cut_goes_on_and_ends_as_if_it_never_was(checkpoint, histories, small_parts, monkeypatch, capsys):
@@ -146,10 +146,10 @@ def test_a_killed_process_leaves_the_old_file(checkpoint, histories, sign):
     whole = Path("out.jsonl").read_bytes()
     Path("out.jsonl").write_text("the old file\n")
     code = (
-        "import time; from recbole_diffusion.recommend import __main__ as m; m.PART = 16\n"
-        "write = m.PartialOutput.write\n"
+        "import time; from recbole_diffusion.recommend import __main__ as m, job; job.PART = 16\n"
+        "write = job.PartialOutput.write\n"
         "def slow(self, text): time.sleep(0.02); write(self, text)\n"
-        "m.PartialOutput.write = slow; m.main()"
+        "job.PartialOutput.write = slow; m.main()"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, "--model_file", checkpoint, "--input", "in.jsonl"]
     process = subprocess.Popen([*command, "--output", "out.jsonl"], env={**os.environ, "PYTHONPATH": str(ROOT)})

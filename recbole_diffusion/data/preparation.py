@@ -1,0 +1,89 @@
+"""From a configuration to the split data, with errors that say what the dataset lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
+from recbole.utils import ModelType
+
+from recbole_diffusion.compat.atomic_files import read_header
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Load, filter and number a dataset, not split yet.
+
+    Raises
+    ------
+    FileNotFoundError
+        Its file is not there and cannot be downloaded.
+    ValueError
+        It lacks a column.
+    """
+    file = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    missing = not file.is_file() and config["benchmark_filename"] is None and not config["dataset_save_path"]
+    if file.is_file():
+        _check_columns(config, file)
+    try:
+        dataset = create_dataset(config)
+    except (OSError, ValueError) as error:
+        if not missing:
+            raise
+        raise FileNotFoundError(
+            f"dataset [{config['dataset']}] was not found and could not be downloaded ({error}). Put it at {file}: "
+            f"tab-separated, with the header {config['USER_ID_FIELD']}:token, {config['ITEM_ID_FIELD']}:token, "
+            f"{config['TIME_FIELD']}:float; or set data_path to the folder that holds {config['dataset']}/."
+        ) from error
+    _check_features(config, dataset)
+    dataset.rows_kept = len(dataset.inter_feat)  # of `rows_in_file`; a split turns them into histories
+    return dataset
+
+
+def prepare_data(config: Config):
+    """Load and split a dataset: ``(dataset, train_data, valid_data, test_data)``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load_dataset`; or no user has two interactions.
+    """
+    dataset = load_dataset(config)
+    try:
+        return dataset, *data_preparation(config, dataset)
+    except ValueError as error:
+        if "num_samples" not in str(error):  # PyTorch's word for an empty training part
+            raise
+        raise ValueError(
+            f"dataset [{config['dataset']}] leaves nothing to train on: no user has two interactions or more."
+        ) from error
+
+
+def _check_columns(config: Config, file: Path) -> None:
+    """Raise ValueError where an interaction file lacks a column that the split or the model needs."""
+    found = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
+    keys = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
+    missing = [config[key] for key in keys if config[key] not in found]
+    if missing:
+        raise ValueError(
+            f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(found)}. "
+            "Name its columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
+        )
+    label, labelled = config["LABEL_FIELD"], config["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
+    if labelled and label not in found and not config["threshold"]:
+        raise ValueError(
+            f"dataset [{config['dataset']}] has no column {label}, which [{config['model']}] learns: {file} has "
+            f"{', '.join(found)}. Name the column by LABEL_FIELD, or make it of another by threshold, such as "
+            "{rating: 4}."
+        )
+
+
+def _check_features(config: Config, dataset: Dataset) -> None:
+    """Raise ValueError where a model reads features that the dataset does not have."""
+    missing = [name for name in config["selected_features"] or [] if name not in dataset.field2type]
+    if missing:
+        raise ValueError(
+            f"selected_features [{', '.join(missing)}] of [{config['model']}] are no columns of dataset "
+            f"[{config['dataset']}]: put them into {config['dataset']}.item, and name them in load_col."
+        )
