@@ -109,6 +109,8 @@ def restore_config(values: dict[str, Any]) -> Any:
             config.final_config_dict[key] = None
     if not torch.cuda.is_available():
         config.final_config_dict["device"] = torch.device("cpu")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        config.final_config_dict.update(single_spec=True, local_rank=0)  # several processes may have written it
     return config
 
 
