@@ -218,11 +218,8 @@ def _on_ray(ray, parts: list[Part], options: Options, workers: int | None, num_g
     try:
         for row in found.iter_rows():
             yield int(row["rows"]), float(row["peak"])
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not (isinstance(cause, ValueError) and "cannot be used" in str(cause)):
-            cause = cause.__cause__ or getattr(cause, "cause", None)
-        if cause is None:
+    except Exception as error:  # Ray's own, with the actor's in its text
+        said = [line for line in str(error).splitlines() if line.startswith("ValueError: ")]
+        if not said:
             raise
-        said = next(line for line in str(cause).splitlines() if "cannot be used" in line)
-        raise ValueError(said.removeprefix("ValueError: ")) from None
+        raise ValueError(said[0].removeprefix("ValueError: ")) from None
