@@ -13,10 +13,14 @@ def parse_with_parameters(
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Read the parser's flags; every other ``--key=value`` is a parameter of a model, of training or of evaluation."""
     args, rest = parser.parse_known_args(argv)
+    parameters: dict[str, str] = {}
     for arg in rest:
         if not re.match(r"--\w+=", arg):
             parser.error(f"cannot read [{arg}]: write parameters as --key=value")
-    return args, dict(arg[2:].split("=", 1) for arg in rest)
+        key, value = arg[2:].split("=", 1)
+        if parameters.setdefault(key, value) != value:
+            parser.error(f"cannot read [{arg}]: {key} is [{parameters[key]}] already")
+    return args, parameters
 
 
 @contextlib.contextmanager

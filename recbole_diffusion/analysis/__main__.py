@@ -20,10 +20,14 @@ def main() -> None:
     parser.add_argument("--max_users", type=int, default=2000, help="most test users looked at (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="draws users and lays out the map (%(default)s)")
     parser.add_argument("--log_dir", default="log_tensorboard", help="TensorBoard's events (%(default)s)")
+    parser.add_argument("--data_path", help="folder that holds the dataset's folder (dataset/)")
+    parser.add_argument("--trust_pickles", action="store_true", help="read what RecBole pickled: it can run code")
     args = parser.parse_args()
     sections = None if args.sections is None else [name.strip() for name in args.sections.split(",")]
     with errors_in_one_line():
-        page = analyse(args.model_file, args.output, sections, args.max_users, args.seed, args.log_dir)
+        data = {"data_path": args.data_path} if args.data_path else {}
+        data |= {"trust_pickles": args.trust_pickles}
+        page = analyse(args.model_file, args.output, sections, args.max_users, args.seed, args.log_dir, data)
     print(f"Report: {page}")
 
 

@@ -63,9 +63,16 @@ class Evaluation:
         As ``load_data_and_model``; the model is not sequential.
     """
 
-    def __init__(self, model_file: str | Path, max_users: int, seed: int, log_dir: str | Path):
+    def __init__(
+        self,
+        model_file: str | Path,
+        max_users: int,
+        seed: int,
+        log_dir: str | Path,
+        config_dict: dict[str, Any] | None = None,
+    ):
         self.model_file, self.seed, self.log_dir = Path(model_file), seed, Path(log_dir)
-        self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file)
+        self.config, self.model, _, train_data, valid_data, test_data = load_data_and_model(model_file, config_dict)
         if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise ValueError(
                 f"model_file [{model_file}] holds [{self.config['model']}], and must hold a sequential model."

@@ -9,8 +9,8 @@ from recbole_diffusion.config.keys import describe_keys
 from recbole_diffusion.quick_start import build_config, describe_config, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read RecBole's flags; every other ``--key=value`` stays on the command line, where RecBole's Config reads it."""
+def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
+    """Read RecBole's flags; every other ``--key=value`` is a parameter."""
     models = "\n".join(f"  {name:<12} {model.__doc__.splitlines()[0]}" for name, model in MODELS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -31,11 +31,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--group_offset", type=int, default=0, help="global rank of this machine's first process")
     parser.add_argument("--help_keys", action="store_true", help="list the keys by group, with what they may hold")
     parser.add_argument("--print_config", action="store_true", help="print every value and the file it comes from")
-    return parse_with_parameters(parser)[0]
+    return parse_with_parameters(parser)
 
 
 def main() -> None:
-    args = parse_args()
+    args, parameters = parse_args()
     if args.help_keys:
         print(describe_keys())
         return
@@ -43,12 +43,13 @@ def main() -> None:
         if args.print_config:
             sys.argv.remove("--print_config")  # RecBole would warn that it does not read it
             files = args.config_files.split()
-            print(describe_config(build_config(args.model, args.dataset, files), files))
+            print(describe_config(build_config(args.model, args.dataset, files, parameters), files))
             return
         result = run(
             args.model,
             args.dataset,
             config_file_list=args.config_files.split(),
+            config_dict=parameters,
             nproc=args.nproc,
             world_size=args.world_size,
             ip=args.ip,

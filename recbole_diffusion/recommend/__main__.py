@@ -64,6 +64,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
     add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
+    add("--data_path", help="folder that holds the dataset's folder, for models that read it (default: dataset/)")
+    add("--trust_pickles", action="store_true", help="read datasets that RecBole pickled: they can run code")
     cluster = parser.add_argument_group("Parquet, in one process or on Ray")
     cluster.add_argument("--engine", default="local", choices=["local", "ray"], help="(default: %(default)s)")
     cluster.add_argument("--address", help="of a Ray cluster, such as auto (default: start Ray on this machine)")
@@ -97,6 +99,11 @@ def _recommend_parquet(args: argparse.Namespace) -> None:
     )
 
 
+def _data(args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint is not asked: where the dataset is, and whether its pickles may be read."""
+    return {"trust_pickles": args.trust_pickles, **({"data_path": args.data_path} if args.data_path else {})}
+
+
 def _history(text: str) -> str:
     """A history of the command line as a line of JSON."""
     if text.lstrip().startswith("["):
@@ -110,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check(args)
         if args.input and _is_parquet(args.input):
             return _recommend_parquet(args)
-        start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds)
+        start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds, _data(args))
         if args.history is not None:
             lines: Iterable[bytes] = [_history(args.history).encode()]
             done = _write(recommender, lines, args)
