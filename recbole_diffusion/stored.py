@@ -109,8 +109,9 @@ def _check_names(said: Mapping[str, Any]) -> None:
         raise ValueError(f"teacher [{said['teacher']}] is no model of RecBole.")
     for key in NAME_KEYS:
         names = said.get(key)
-        names = [] if names is None and key != "dataset" else names if isinstance(names, (list, tuple)) else [names]
-        bad = [name for name in names if not isinstance(name, str) or not NAME.fullmatch(name)]
+        if key == "dataset" or not isinstance(names, (list, tuple, type(None))):
+            names = [names]
+        bad = [name for name in names or () if not isinstance(name, str) or not NAME.fullmatch(name)]
         if bad:
             raise ValueError(f"{key} [{bad[0]}] is no plain name.")
 

@@ -9,6 +9,7 @@ from typing import Any
 from recbole_diffusion.compat import (
     atomic_files,
     checkpoint,
+    determinism,
     distributed,
     finite,
     pickles,
@@ -38,3 +39,4 @@ def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
     values.bridge_values()
     checkpoint.bridge_checkpoints(settings_of)
     distributed.bridge_distributed()
+    determinism.bridge_reproducibility()
