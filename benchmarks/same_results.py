@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from inspect import signature
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,10 +69,12 @@ def fingerprint(data: str) -> dict[str, dict[str, str]]:
 
     torch.set_num_threads(1)
     quiet = {"data_path": data, "state": "ERROR", "show_progress": False}
+    # Older versions read from the checkpoint where the data is.
+    where = [quiet] if "config_dict" in signature(load_data_and_model).parameters else []
     found = {}
     for name, (model, differs) in CASES.items():
         result = train_and_test(build_config(model, "markov-toy", None, {**quiet, **TINY, **differs}))
-        config, network, _, train, _, test = load_data_and_model(result["model_file"])
+        config, network, _, train, _, test = load_data_and_model(result["model_file"], *where)
         batch = next(iter(test))[0]
         with torch.no_grad():
             scores = network.eval().full_sort_predict(batch)

@@ -32,7 +32,7 @@ def parse_with_parameters(
     argv = list(sys.argv[1:] if argv is None else argv)
     _check_repeated(parser, argv)
     args, rest = parser.parse_known_args(argv)
-    parameters = {}
+    parameters: dict[str, str] = {}
     for arg in rest:
         name, equals, value = arg[2:].partition("=")
         if not equals and name in KEYS and KEYS[name].kind == "flag":

@@ -18,6 +18,7 @@ from recbole.utils import EvaluatorType, dict2str, get_model, get_trainer, init_
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world, spawn
+from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_machine
 from recbole_diffusion.config.settings import resume_settings, settings
 from recbole_diffusion.console import calm_screen, epoch_lines, show_run
@@ -25,7 +26,7 @@ from recbole_diffusion.data.cache import cache_name, cache_table
 from recbole_diffusion.data.preparation import prepare_data
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.registry import check_config_file, check_model_name, pretraining_config, value_sources
+from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
 from recbole_diffusion.stored import config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
 
@@ -176,7 +177,7 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     if model is not None:
         check_model_name(model)
     for path in config_file_list or []:
-        check_config_file(path)
+        read_yaml(path)
     config_dict = {"paper_protocol": True, **(config_dict or {})}
     table = dataset or config_dict.get("dataset")
     is_table = table is not None and kind_of(table)

@@ -9,15 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import recbole
 import recbole.data.dataset
 import recbole.trainer
-import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
+from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_keys, near_keys
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN, START_KEYS
 from recbole_diffusion.data.sequences import PrefixDataset
@@ -159,23 +158,6 @@ def props_files(model: str, dataset: str) -> list[Path]:
         if not path.is_file():
             raise FileNotFoundError(f"default parameters [{path}] are missing from this installation.")
     return [path for path in (*needed, PROPS / "dataset" / f"{dataset}.yaml") if path.is_file()]
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a file of parameters with RecBole's loader, so that 1e-3 is a number."""
-    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
-
-
-def check_config_file(path: str | Path) -> None:
-    """Raise FileNotFoundError or ValueError unless a file holds parameters in YAML."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config_files [{path}] does not exist.")
-    try:
-        values = read_yaml(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config_files [{path}] is no YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict) or not values:
-        raise ValueError(f"config_files [{path}] must hold keys and values, a line each, such as epochs: 10.")
 
 
 def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[str, str]:

@@ -51,6 +51,8 @@ def config_of(checkpoint: Mapping[str, Any], model_file, config_dict: Mapping[st
                 values["train_neg_sample_args"] = None  # as it was before RecBole's Config filled it in
             check_keys(values, run_only=said["model"] not in MODELS)
             _check_sizes(values, checkpoint)
+            if said["model"] in MODELS:
+                _check_items(values["hidden_size"], checkpoint)
             return Config(said["model"], said["dataset"], config_dict={**values, **own})
     except Exception as error:  # what odd values make RecBole raise has no end
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -107,8 +109,9 @@ def _check_names(said: Mapping[str, Any]) -> None:
         raise ValueError(f"teacher [{said['teacher']}] is no model of RecBole.")
     for key in NAME_KEYS:
         names = said.get(key)
-        names = [] if names is None and key != "dataset" else names if isinstance(names, (list, tuple)) else [names]
-        bad = [name for name in names if not isinstance(name, str) or not NAME.fullmatch(name)]
+        if key == "dataset" or not isinstance(names, (list, tuple, type(None))):
+            names = [names]
+        bad = [name for name in names or () if not isinstance(name, str) or not NAME.fullmatch(name)]
         if bad:
             raise ValueError(f"{key} [{bad[0]}] is no plain name.")
 
@@ -127,14 +130,17 @@ def _check_sizes(values: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
         for number in _integers(value):
             if number > most:
                 raise ValueError(f"{key} [{number}] is more than its {len(shapes)} tensors of up to {widest} can hold.")
+
+
+def _check_items(size: int, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a model of this package has one embedding for each of its items."""
     table = checkpoint["state_dict"].get("item_embedding.weight")
     tokens = (checkpoint.get("other_parameter") or {}).get("item_tokens")
     if tokens is not None and not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
         raise ValueError("its item tokens are no list of texts.")
-    size = values.get("hidden_size")
-    if table is not None and size is not None:
-        if table.ndim != 2 or table.shape[1] != size or (tokens is not None and len(tokens) != len(table)):
-            raise ValueError(f"hidden_size [{size}] and its items do not fit item_embedding {tuple(table.shape)}.")
+    if table is None or table.ndim != 2 or table.shape[1] != size or (tokens is not None and len(tokens) != len(table)):
+        shape = None if table is None else tuple(table.shape)
+        raise ValueError(f"hidden_size [{size}] and its items do not fit its item embeddings {shape}.")
 
 
 def _integers(value: Any) -> Iterator[int]:

@@ -28,6 +28,7 @@ from .conftest import ROOT, TINY
 QUICK = {"data_path": str(ROOT / "dataset"), "state": "ERROR", "show_progress": False}
 QUICK |= {"epochs": 2, "limit_train_batches": 6, "MAX_ITEM_LIST_LENGTH": 8, "learning_rate": 0.005, "n_layers": 1}
 ALL = 10_000
+DATA = {"data_path": QUICK["data_path"]}
 
 
 def train(folder: Path, model: str, **overrides) -> SimpleNamespace:
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
 def evaluation(trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("evaluation"))
-        return Evaluation(trained.file, ALL, 0, trained.logs)
+        return Evaluation(trained.file, ALL, 0, trained.logs, DATA)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def report(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        page = analyse(trained.file, folder / "out", log_dir=trained.logs, max_users=ALL)
+        page = analyse(trained.file, folder / "out", log_dir=trained.logs, max_users=ALL, config_dict=DATA)
     tables = {file.stem: pd.read_csv(file) for file in page.parent.glob("*.csv")}
     return SimpleNamespace(page=page.read_text(encoding="utf-8"), **tables)
 
@@ -126,7 +127,8 @@ def test_the_page_needs_no_network(report):
 )
 def test_other_models_rank_as_the_trainer_does(tmp_path, model, overrides):
     found = train(tmp_path, model, **overrides)
-    page = analyse(found.file, tmp_path / "out", log_dir=found.logs, max_users=ALL).read_text(encoding="utf-8")
+    page = analyse(found.file, tmp_path / "out", log_dir=found.logs, max_users=ALL, config_dict=DATA)
+    page = page.read_text(encoding="utf-8")
     assert f"Hit@10 {found.metrics['hit@10']:.4f}, NDCG@10 {found.metrics['ndcg@10']:.4f}" in page
     left_out = {"SASRec": {"stages", "seeds", "uncertainty", "diversity"}}
     left_out["CDDRec"] = left_out["SASRec"] - {"stages"}  # its one step draws nothing
@@ -304,17 +306,18 @@ def test_curves_are_those_of_the_run(report, trained):
 def test_curves_without_events_and_without_the_last_state(trained, tmp_path):
     # Another run's events are not taken for this one's.
     other = train(tmp_path, "DiffuRecSys", num_steps=4, seed=1)
-    page = analyse(trained.file, tmp_path / "out", ["curves"], log_dir=other.logs).read_text(encoding="utf-8")
+    options = {"output": tmp_path / "out", "sections": ["curves"], "config_dict": DATA}
+    page = analyse(trained.file, **options, log_dir=other.logs).read_text(encoding="utf-8")
     assert "No TensorBoard events" in page
     assert list(pd.read_csv(tmp_path / "out" / "curves.csv")) == ["epoch", "Loss/Train"]
     alone = shutil.copy(trained.file, tmp_path / "alone.pth")
-    page = analyse(alone, tmp_path / "out", ["curves"], log_dir=trained.logs).read_text(encoding="utf-8")
+    page = analyse(alone, **options, log_dir=trained.logs).read_text(encoding="utf-8")
     assert "Left out: there is no alone-last.pth" in page and 'id="plot-' not in page
     assert not (tmp_path / "out" / "curves.csv").exists()
 
 
 def test_a_sample_of_users_is_drawn_by_the_seed(trained, evaluation):
-    samples = [Evaluation(trained.file, 50, seed, "") for seed in (1, 1, 2)]
+    samples = [Evaluation(trained.file, 50, seed, "", DATA) for seed in (1, 1, 2)]
     assert torch.equal(samples[0].rows, samples[1].rows) and not torch.equal(samples[0].rows, samples[2].rows)
     for sample in samples[1:]:
         assert len(sample.rows.unique()) == 50
@@ -341,7 +344,7 @@ def test_bad_options_are_named(options, message):
 def test_a_model_that_is_not_sequential_is_refused(tmp_path):
     found = train(tmp_path, "Pop")
     with pytest.raises(ValueError, match=r"holds \[Pop\].*sequential"):
-        analyse(found.file, "out")
+        analyse(found.file, "out", config_dict=DATA)
 
 
 def test_a_model_that_scores_given_items_alone_is_refused(trained, evaluation, monkeypatch):
@@ -350,12 +353,13 @@ def test_a_model_that_scores_given_items_alone_is_refused(trained, evaluation, m
 
     monkeypatch.setattr(type(evaluation.model), "full_sort_predict", full_sort_predict)
     with pytest.raises(ValueError, match=r"holds \[DiffuRecSys\].*scores all items"):
-        analyse(trained.file, "out", ["length"])
+        analyse(trained.file, "out", ["length"], config_dict=DATA)
 
 
 @pytest.mark.slow
 def test_the_command(trained, tmp_path):
     options = [f"--model_file={trained.file}", "--output=out", "--sections=length, plateau", "--max_users=100"]
+    options += [f"--data_path={DATA['data_path']}"]
     command = [sys.executable, "-W", "ignore", "-m", "recbole_diffusion.analysis", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"Report: {Path('out') / 'index.html'}" in done.stdout, done.stderr[-2000:]

@@ -64,7 +64,7 @@ def test_a_model_that_draws_is_measured_by_two_processes_as_by_one(model):
     own = {"num_steps": 4, "limit_train_batches": 2}
     two = train(2, model, "saved", **own)
     assert losses(two)[0] == pytest.approx(losses(train(1, model, "alone", **own))[0], rel=0.2)
-    config, network, _, _, _, test_data = load_data_and_model(two["model_file"])
+    config, network, _, _, _, test_data = load_data_and_model(two["model_file"], {"data_path": str(ROOT / "dataset")})
     trainer = build_trainer(config, network)
     trainer.evaluate(test_data, load_best_model=False)
     for protocol, metrics in trainer.protocol_results.items():

@@ -68,7 +68,7 @@ def recommender(checkpoint):
 def test_known_users_get_the_top_of_full_sort_topk_without_their_data(tmp_path, model, overrides):
     # Histories have 7 to 13 items: most are longer than the model reads.
     file = train(tmp_path, model, MAX_ITEM_LIST_LENGTH=8, **overrides)
-    _, network, dataset, _, _, test = load_data_and_model(file)
+    _, network, dataset, _, _, test = load_data_and_model(file, {"data_path": str(tmp_path / "data")})
     users = list(histories())[:20]
     scores, items = full_sort_topk(dataset.token2id(dataset.uid_field, users), network, test, k=10)
     shutil.rmtree(tmp_path / "data")
@@ -178,16 +178,17 @@ def test_checkpoints_without_tokens_and_models_that_read_the_data_take_the_datas
     run_recbole("GRU4Rec", "markov-toy", config_dict={**own, **columns, "checkpoint_dir": str(tmp_path / "gru")})
     [file] = (tmp_path / "gru").glob("*.pth")
     known = list(histories().values())[0]
-    [found] = recommend(file, [known], k=3)
+    data = {"config_dict": {"data_path": folder}}
+    [found] = recommend(file, [known], k=3, **data)
     assert len(found.items) == 3 and found.spread is None
-    [unseen] = recommend(file, [found.items], k=100, exclude_seen=True)
+    [unseen] = recommend(file, [found.items], k=100, exclude_seen=True, **data)
     assert len(unseen.items) == 78 and not set(unseen.items) & set(found.items)  # of 81
     with pytest.raises(ValueError, match="inference_seeds .*GRU4Rec"):
-        Recommender(file, inference_seeds=2)
+        Recommender(file, inference_seeds=2, **data)
 
     file = train(tmp_path, "HGN")
     with pytest.raises(ValueError, match="HGN.*history alone.*user_id"):
-        recommend(file, [known])
+        recommend(file, [known], config_dict={"data_path": str(tmp_path / "data")})
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(FileNotFoundError, match="markov-toy"):
         recommend(file, [known])

@@ -46,7 +46,7 @@ def test_recbole_quick_start_and_case_study_know_the_models():
     )
     assert set(result["test_result"]) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (5, 10, 20)}
     [file] = [path for path in Path("saved").glob("DiffuRec-*.pth") if "-last" not in path.name]
-    config, model, dataset, _, _, test = load_data_and_model(str(file))
+    config, model, dataset, _, _, test = load_data_and_model(str(file), {"data_path": QUIET["data_path"]})
     values, items = full_sort_topk([1, 2, 3], model, test, k=5)
     assert items.shape == (3, 5) and (items > 0).all() and values.isfinite().all()
 

@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="draws users and lays out the map (%(default)s)")
     parser.add_argument("--log_dir", default="log_tensorboard", help="TensorBoard's events (%(default)s)")
     parser.add_argument("--data_path", help="folder that holds the dataset's folder (default: dataset/)")
+    parser.add_argument("--trust_pickles", action="store_true", help="read what RecBole pickled: it can run code")
     return parse_flags(parser)
 
 
@@ -34,8 +35,8 @@ def main() -> None:
         begin(f"Report on {args.model_file}")
         from recbole_diffusion.analysis.report import analyse
 
-        options = (sections, args.max_users, args.seed, args.log_dir, args.data_path)
-        page = analyse(args.model_file, args.output, *options)
+        data = {"trust_pickles": args.trust_pickles, **({"data_path": args.data_path} if args.data_path else {})}
+        page = analyse(args.model_file, args.output, sections, args.max_users, args.seed, args.log_dir, data)
         print(f"Report: {page}")
 
 

@@ -6,7 +6,9 @@ import html
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from recbole_diffusion.analysis import SECTIONS
@@ -67,13 +69,13 @@ def analyse(
     max_users: int = 2000,
     seed: int = 0,
     log_dir: str | Path = "log_tensorboard",
-    data_path: str | Path | None = None,
+    config_dict: dict[str, Any] | None = None,
 ) -> Path:
     """Write ``index.html`` and one CSV a section into the folder ``output``; return the path of the page.
 
     ``sections`` are names in SECTIONS (None: all), ``max_users`` bounds the test users, drawn by ``seed``, and
-    ``log_dir`` is where TensorBoard's events lie, ``data_path`` the folder that holds the dataset's folder, where it is
-    not RecBole's default. A section that has nothing to show says why, and writes no CSV.
+    ``log_dir`` is where TensorBoard's events lie; ``config_dict`` says where the dataset does (``data_path``). A
+    section that has nothing to show says why, and writes no CSV.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def analyse(
     if output.exists() and not output.is_dir():
         raise ValueError(f"output [{output}] must be a folder, new or old, and this is a file.")
 
-    evaluation = Evaluation(model_file, max_users, seed, log_dir, {"data_path": str(data_path)} if data_path else None)
+    evaluation = Evaluation(model_file, max_users, seed, log_dir, config_dict)
     output.mkdir(parents=True, exist_ok=True)
     parts = []
     for number, name in enumerate(sections, start=1):
@@ -104,11 +106,20 @@ def analyse(
             file.unlink(missing_ok=True)  # of an earlier report here
             parts.append(f"<h2>{title}</h2>\n<p>Left out: {html.escape(str(reason))}</p>")
             continue
-        section.table.to_csv(file, index=False)
+        _without_formulas(section.table).to_csv(file, index=False)
         parts.append(_render(name, title, section))
     page = output / "index.html"
     page.write_text(_page(evaluation, parts), encoding="utf-8")
     return page
+
+
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for a CSV file: what a spreadsheet would run as a formula, such as an item named =1+1, becomes text."""
+
+    def text(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+    return table.rename(columns=text).map(text) if hasattr(table, "map") else table.rename(columns=text).applymap(text)
 
 
 def _render(name: str, title: str, section: Section) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from recbole_diffusion.compat import (
     atomic_files,
     checkpoint,
+    determinism,
     distributed,
     finite,
     pandas_calls,
@@ -41,3 +42,4 @@ def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
     checkpoint.bridge_checkpoints(settings_of)
     distributed.bridge_distributed()
     progress.bridge_progress()
+    determinism.bridge_reproducibility()

@@ -154,17 +154,19 @@ def load_checkpoint(path: str | PathLike, model: str | None = None) -> dict[str,
 
 def _check_zip(path: Path) -> None:
     """Compare the checksums of a file's parts: PyTorch does not, and one flipped bit changes what a model says."""
+    packed, damaged = False, None
     try:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
             packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-            if packed or sum(part.file_size for part in parts) > path.stat().st_size:
-                raise ValueError(f"model_file [{path}] was refused: its parts are packed, or overlap.")
-            damaged = file.testzip()
+            packed |= sum(part.file_size for part in parts) > path.stat().st_size
+            damaged = None if packed else file.testzip()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"model_file [{path}] is truncated or not a checkpoint: {error}") from error
-    except (NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"model_file [{path}] is truncated or not a checkpoint: {_first_line(error)}") from error
+    except Exception as error:  # zipfile believes the names and numbers that it reads
         raise ValueError(f"model_file [{path}] is damaged or not a checkpoint: {_first_line(error)}") from error
+    if packed:
+        raise ValueError(f"model_file [{path}] was refused: its parts are packed, or overlap.")
     if damaged is not None:
         raise ValueError(f"model_file [{path}] is damaged: the checksum of its part [{damaged}] does not fit.")
 

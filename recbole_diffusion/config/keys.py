@@ -151,7 +151,7 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _choice("amp_dtype", "its type; fp16 with enable_scaler", choices=("bf16", "fp16"), null=True),
         _flag("enable_scaler", "scale the loss, for fp16 on a GPU"),
         _integer("seed", "random seed of training", low=0, high=MAX_SEED),
-        _flag("reproducibility", "deterministic algorithms of cuDNN"),
+        _flag("reproducibility", "deterministic algorithms, so that the same run twice gives the same bits"),
         _flag("shuffle", "shuffle the training rows before each epoch"),
         _integer("world_size", "total number of processes; -1: nproc", low=-1),
     ),

@@ -63,6 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
     add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')
+    add("--trust_pickles", action="store_true", help="read datasets that RecBole pickled: they can run code")
     cluster = parser.add_argument_group("Parquet, in one process or on Ray")
     cluster.add_argument("--engine", default="local", choices=["local", "ray"], help="(default: %(default)s)")
     cluster.add_argument("--address", help="of a Ray cluster, such as auto (default: start Ray on this machine)")

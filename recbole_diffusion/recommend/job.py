@@ -32,8 +32,8 @@ def recommend_for(args: argparse.Namespace) -> None:
     _check(args)
     if args.input and _is_parquet(args.input):
         return _recommend_parquet(args)
-    places = {"data_path": args.data_path} if args.data_path else None
-    start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds, places)
+    data = {"trust_pickles": args.trust_pickles, **({"data_path": args.data_path} if args.data_path else {})}
+    start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds, data)
     with _histories(recommender, args) as lines:
         done = _write(recommender, lines, args)
     if args.output:

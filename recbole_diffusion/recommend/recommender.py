@@ -50,20 +50,21 @@ def recommend(
     exclude_seen: bool = False,
     batch_size: int | None = None,
     inference_seeds: int | list[int] | None = None,
+    config_dict: dict[str, Any] | None = None,
 ) -> list[Recommendation]:
     """Recommend k items for each history of external item tokens, oldest first.
 
     Of a history longer than the model reads, the last items count. With ``exclude_seen``, no item of the history (all
     of it) is recommended; fewer than k are left where the catalogue is that small. ``inference_seeds`` replaces the
     model's own, seeds or their number: with several, scores are probabilities averaged over them and have a spread. For
-    millions of histories, or one at a time, keep a `Recommender`.
+    millions of histories, or one at a time, keep a `Recommender`; ``config_dict`` is explained there.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `Recommender`, and ValueError naming the first history that is empty or has only unknown tokens.
     """
-    return list(Recommender(model_file, inference_seeds).stream(histories, k, exclude_seen, batch_size))
+    return list(Recommender(model_file, inference_seeds, config_dict).stream(histories, k, exclude_seen, batch_size))
 
 
 class Recommender(FrameRecommender):

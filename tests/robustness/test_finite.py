@@ -17,6 +17,7 @@ from recbole_diffusion.recommend import Recommender, recommend
 from ..conftest import ROOT, TINY, toy
 
 QUIET = {"state": "ERROR", "show_progress": False, "epochs": 1, "limit_train_batches": 1, "data_path": str(ROOT / "dataset")}  # fmt: skip  # noqa: E501
+DATA = {"data_path": str(ROOT / "dataset")}
 BAD = [float("nan"), float("inf"), float("-inf")]
 
 
@@ -73,7 +74,7 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_are_read(checkpoi
     known = state["other_parameter"]["item_tokens"][1:4]
     for use in (
         lambda: recommend("bad.pth", [known]),
-        lambda: analyse("bad.pth", "report", ["popularity"]),
+        lambda: analyse("bad.pth", "report", ["popularity"], config_dict=DATA),
         lambda: build_trainer((parts := toy("DiffuRec")).config, parts.model).evaluate(
             parts.test, model_file="bad.pth"
         ),
@@ -96,7 +97,7 @@ def test_generated_embeddings_that_are_no_numbers_end_the_analysis(checkpoint, m
     monkeypatch.setattr(model, "sample_start", lambda self, *args: sample_start(self, *args) / 0.0)
     for section in ("popularity", "seeds", "diversity", "plateau"):
         with pytest.raises(ValueError, match=r"scores of model \[DiffuRec\]"):
-            analyse(checkpoint, "report", [section])
+            analyse(checkpoint, "report", [section], config_dict=DATA)
 
 
 def test_a_model_of_no_parameters_is_well():
