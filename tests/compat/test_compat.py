@@ -17,7 +17,7 @@ from recbole_diffusion import version
 from recbole_diffusion.compat import checkpoint, versions
 from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
 
-from .conftest import ROOT, toy, toy_config
+from ..conftest import ROOT, toy, toy_config
 
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 
