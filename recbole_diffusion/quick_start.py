@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
 from recbole_diffusion.stored import config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.trainer.resume import find_last_state
 
 QUIET = {"show_progress": False, "state": "WARNING"}  # of what is loaded again
 
@@ -215,25 +216,6 @@ def find_resume_file(config: Config) -> str | None:
     if config["resume"] != "auto":
         return str(config["resume"]) if config["resume"] else None
     return find_last_state(config["checkpoint_dir"], config, resume_settings)
-
-
-def find_last_state(folder: str | Path, config: Config, settings_of: Callable[[Config], dict]) -> str | None:
-    """The newest last state in a folder of a run with the settings of a Config, and with its best checkpoint."""
-    files = Path(folder).glob(f"{config['model']}-*-last.pth")
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            checkpoint = load_checkpoint(path)
-        except ValueError as error:
-            getLogger().warning(f"Passed over: {error}")
-            continue
-        found, wanted = settings_of(checkpoint["config"]), settings_of(config)
-        differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        best = path.with_name(path.name.replace("-last.pth", ".pth"))
-        if not differ and best.is_file():
-            return str(path)
-        why = f"another run: {', '.join(differ)} differ" if differ else "whose best checkpoint is gone"
-        getLogger().info(f"resume [auto] passes over {path}, {why}.")
-    return None
 
 
 def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | None = None):

@@ -54,7 +54,7 @@ def test_the_commands_of_a_page_run(tmp_path, page):
     commands = commands_of(page)
     assert commands
     for command in commands:
-        if "--address=auto" in command:  # a cluster: tests/test_recommend_parquet.py has Ray on this machine
+        if "--address=auto" in command:  # a cluster: tests/recommend/test_recommend_parquet.py has Ray on this machine
             continue
         if command.startswith("recbole-diffusion export"):
             pytest.importorskip("onnxscript")

@@ -16,8 +16,9 @@ from recbole.config import Config
 
 from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.protocols import BothProtocols
-from recbole_diffusion.quick_start import find_last_state, prepare_training
+from recbole_diffusion.quick_start import prepare_training
 from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.trainer.resume import find_last_state
 
 QUIET = {"show_progress": False, "state": "WARNING"}  # of many runs in a row, unless their parameters say more
 

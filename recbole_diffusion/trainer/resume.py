@@ -1,16 +1,18 @@
-"""What is taken up from a checkpoint: weights, optimizer, schedule and random generators, each checked first."""
+"""How a run goes on: which checkpoint it finds, and what is taken up from it, each part checked first."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world
 from recbole_diffusion.compat.finite import check_parameters
 
@@ -22,6 +24,24 @@ def best_file_of(path: str | Path) -> str:
     """The best checkpoint of a run that is resumed from ``path``: ``x.pth`` beside ``x-last.pth``, else itself."""
     path = Path(path)
     return str(path.with_stem(path.stem.removesuffix("-last")))
+
+
+def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dict]) -> str | None:
+    """The newest last state in a folder of a run with the settings of a Config, and with its best checkpoint."""
+    files = Path(folder).glob(f"{config['model']}-*-last.pth")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            getLogger().warning(f"Passed over: {error}")
+            continue
+        found, wanted = settings_of(checkpoint["config"]), settings_of(config)
+        differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        if not differ and Path(best_file_of(path)).is_file():
+            return str(path)
+        why = f"another run: {', '.join(differ)} differ" if differ else "whose best checkpoint is gone"
+        getLogger().info(f"resume [auto] passes over {path}, {why}.")
+    return None
 
 
 def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -91,6 +91,7 @@ def test_recommending_from_scores_that_are_no_numbers_is_an_error(checkpoint):
         list(recommender.stream([recommender.tokens[7:9]]))
 
 
+@pytest.mark.slow
 def test_generated_embeddings_that_are_no_numbers_end_the_analysis(checkpoint, monkeypatch):
     model = MODELS["DiffuRec"]
     sample_start = model.sample_start

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 
-from .conftest import batch_of, toy
+from ..conftest import batch_of, toy
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
 from recbole_diffusion.stored import config_of
 
-from .conftest import ROOT, toy, toy_config
+from ..conftest import ROOT, toy, toy_config
 
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 

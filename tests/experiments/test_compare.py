@@ -17,7 +17,7 @@ from recbole_diffusion.experiments.compare import compare
 from recbole_diffusion.experiments.compare_tables import paired_test
 from recbole_diffusion.experiments.runs import run_or_resume
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 PARAMETERS = {**TINY, "n_layers": 1, "num_steps": 4, "epochs": 2, "limit_train_batches": 2}
 PARAMETERS |= {"data_path": str(ROOT / "dataset"), "state": "ERROR", "metrics": ["Hit", "NDCG"], "topk": [5, 10]}

@@ -23,7 +23,7 @@ from recbole_diffusion.data.times import read_times, times_as_text
 from recbole_diffusion.data.tokens import escape_token, restore_token
 from recbole_diffusion.quick_start import build_config, prepare_data
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 START = pd.Timestamp("2024-01-31 23:59:58")
 ITEMS = [

@@ -15,7 +15,7 @@ import torch
 from recbole_diffusion import Recommender
 from recbole_diffusion.quick_start import run
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 FAST = {**TINY, "state": "ERROR", "show_progress": False, "epochs": 1}
 
@@ -84,6 +84,7 @@ def test_similar_items_are_those_of_the_nearest_direction(fitted):
     assert len(fitted.similar_items(items[:1], k=10**6)) == len(fitted.tokens) - 2
 
 
+@pytest.mark.slow
 def test_a_saved_recommender_says_the_same_and_every_command_reads_it(fitted, saved, tmp_path):
     pd.testing.assert_frame_equal(saved.recommend(k=3), fitted.recommend(k=3))
     assert saved.known.whole == ["user"]
@@ -183,6 +184,7 @@ def test_what_is_wrong_is_named_in_one_line(fitted, tmp_path):
         bare.update(later(table()))
 
 
+@pytest.mark.slow
 def test_the_names_of_the_package_are_there_and_lazy():
     code = (
         "import sys, recbole_diffusion\n"

@@ -13,7 +13,7 @@ from recbole_diffusion.modules import losses as fast
 from recbole_diffusion.modules.augmentations import AUGMENTATIONS, crop, mask, reorder
 from recbole_diffusion.modules.ragged import TokenLayout
 
-from .conftest import batch_of, loss_with_seed, toy, toy_config
+from ..conftest import batch_of, loss_with_seed, toy, toy_config
 
 T = 4
 PLAIN = {

@@ -10,7 +10,7 @@ from recbole_diffusion.diffusion_utils import SeedNoise, get_betas, guided_start
 from recbole_diffusion.modules.layers import TransformerEncoder
 from recbole_diffusion.modules.ragged import TokenLayout
 
-from .conftest import batch_of, loss_with_seed, toy
+from ..conftest import batch_of, loss_with_seed, toy
 
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 

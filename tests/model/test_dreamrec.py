@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_diffusion.diffusion_utils import SeedNoise, get_betas
 
-from .conftest import batch_of, toy
+from ..conftest import batch_of, toy
 
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 DENOISERS = ["mlp1", "mlp2"]

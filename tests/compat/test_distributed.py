@@ -15,7 +15,7 @@ import torch
 from recbole_diffusion.compat.distributed import Share, loss_weight
 from recbole_diffusion.quick_start import build_trainer, load_data_and_model, run
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 # No draws in training: then nothing but the processes differs.
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0}

@@ -9,7 +9,7 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.trainer import DiffusionTrainer
 
-from .conftest import batch_of, loss_with_seed, toy, toy_config
+from ..conftest import batch_of, loss_with_seed, toy, toy_config
 
 ALL = sorted(MODELS)
 

@@ -23,7 +23,7 @@ from recbole_diffusion.analysis.stages import start_predictions
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import run
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 QUICK = {"data_path": str(ROOT / "dataset"), "state": "ERROR", "show_progress": False}
 QUICK |= {"epochs": 2, "limit_train_batches": 6, "MAX_ITEM_LIST_LENGTH": 8, "learning_rate": 0.005, "n_layers": 1}

@@ -15,7 +15,7 @@ from recbole_diffusion.registry import pretraining_config
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.embeddings import load_item_embeddings
 
-from .conftest import ROOT, TINY, toy, toy_config
+from ..conftest import ROOT, TINY, toy, toy_config
 
 SHORT = {"epochs": 1, "limit_train_batches": 2, "eval_step": 0}
 ALL = sorted(MODELS)

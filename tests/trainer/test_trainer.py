@@ -22,7 +22,7 @@ from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.quick_start import build_trainer, objective_function, run, train_and_test
 from recbole_diffusion.trainer import DiffusionTrainer, build_lr_lambda, check_training_config
 
-from .conftest import ROOT, TINY, batch_of, toy, toy_config
+from ..conftest import ROOT, TINY, batch_of, toy, toy_config
 
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset"), "num_steps": 4, **TINY}
 

@@ -21,7 +21,7 @@ from recbole_diffusion.experiments.space import read_space
 from recbole_diffusion.quick_start import build_config, run
 from recbole_diffusion.registry import PROPS, known_keys
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 SHORT = {**TINY, "state": "ERROR", "epochs": 2, "limit_train_batches": 1, "inference": "one_step"}
 GRID = "learning_rate choice [0.001, 0.004]\nnum_steps choice [4, 6]\n# a comment of many words\n\n"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from recbole_diffusion.model.preferdiff import DISTANCES
 from recbole_diffusion.quick_start import build_config, prepare_data, train_and_test
 
-from .conftest import ROOT, TINY, batch_of, loss_with_seed, toy
+from ..conftest import ROOT, TINY, batch_of, loss_with_seed, toy
 
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.ragged import TokenLayout
 
-from .conftest import batch_of, loss_with_seed, toy
+from ..conftest import batch_of, loss_with_seed, toy
 
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 TWIN = {"hidden_act": "gelu", "initializer": "normal", "num_steps": 8}

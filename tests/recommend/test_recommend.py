@@ -17,7 +17,7 @@ from recbole_diffusion.quick_start import load_data_and_model, run
 from recbole_diffusion.recommend import Recommender, recommend
 from recbole_diffusion.recommend.__main__ import main
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 SHORT = {"state": "ERROR", "show_progress": False, "epochs": 1, "limit_train_batches": 1, "num_steps": 6}
 

@@ -9,7 +9,7 @@ import torch
 
 from recbole_diffusion.trainer import DiffusionTrainer
 
-from .conftest import batch_of, loss_with_seed, toy, toy_config
+from ..conftest import batch_of, loss_with_seed, toy, toy_config
 
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 T = 8

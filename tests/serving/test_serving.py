@@ -12,7 +12,7 @@ from recbole_diffusion.quick_start import run
 from recbole_diffusion.recommend import Recommender
 from recbole_diffusion.serving.__main__ import main
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -16,7 +16,7 @@ import yaml
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.config.settings import result_settings
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import jobs  # noqa: E402
