@@ -11,7 +11,7 @@ from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_e
 from recbole_diffusion.modules.seen import SeenItems, next_occurrence, without_targets
 
 from ..conftest import batch_of, toy
-from ..test_models import few_steps
+from ..model.test_models import few_steps
 
 SEQ = torch.tensor([[3, 5, 3, 7, 0], [2, 2, 2, 0, 0], [1, 2, 3, 4, 5]])
 LENGTHS = torch.tensor([4, 2, 5])
