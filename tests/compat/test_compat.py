@@ -100,11 +100,11 @@ def test_recbole_models_of_item_features_get_their_columns_and_load_again(model,
 def test_config_survives_a_checkpoint(tmp_path):
     config = toy_config("DiffuRec", learning_rate=np.float64(0.5), inference_seeds=[1, 2], checkpoint_dir=tmp_path)
     weights = {"item_embedding.weight": torch.zeros(5, config["hidden_size"])}
+    weights |= {f"layer_{number}": torch.zeros(config["inner_size"]) for number in range(10)}
     state = {"config": config, "state_dict": weights, "best": np.float32(0.5)}
     checkpoint.save_checkpoint(state, tmp_path / "a.pth")
     found = checkpoint.load_checkpoint(tmp_path / "a.pth")
     assert found["config"]["learning_rate"] == 0.5 and found["best"] == 0.5 and type(found["best"]) is float
-    weights |= {f"layer_{number}": torch.zeros(config["inner_size"]) for number in range(10)}  # as many as there are
     again = config_of(found, tmp_path / "a.pth", {"data_path": QUIET["data_path"]})
     assert result_settings(again) == result_settings(config) and again["checkpoint_dir"] == "saved"
     assert again.model_class is config.model_class and again["MODEL_TYPE"] is config["MODEL_TYPE"]

@@ -328,11 +328,12 @@ def test_a_pickle_bomb_is_refused(good, tmp_path, watched, where, protocol):  # 
     refused(lambda: Recommender(file), file, "bomb.pth")
 
 
-def test_every_flipped_bit_of_the_numbers_is_found(good, tmp_path):
+def test_every_flipped_bit_of_the_numbers_is_found(good, tmp_path, tried):
     data, file = bytearray(good.read_bytes()), tmp_path / "flipped.pth"
     whole = load_checkpoint(good)["state_dict"]
     rng = np.random.default_rng(0)
     silent = 0
+    tried(150)
     for place in rng.integers(0, len(data), 150):
         flipped = bytearray(data)
         flipped[place] ^= 1 << int(rng.integers(8))
@@ -348,8 +349,9 @@ def test_every_flipped_bit_of_the_numbers_is_found(good, tmp_path):
     assert silent < 75
 
 
-def test_every_truncation_is_refused(good, tmp_path):
+def test_every_truncation_is_refused(good, tmp_path, tried):
     data, file = good.read_bytes(), tmp_path / "cut.pth"
+    tried(100)
     for size in np.linspace(0, len(data) - 1, 100).astype(int):
         file.write_bytes(data[:size])
         refused(lambda: load_checkpoint(file), file, "truncated|damaged|not a checkpoint|refused")
@@ -384,9 +386,10 @@ VALUES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
-def test_no_value_of_any_key_does_more_than_being_refused(good, tmp_path, watched, part):  # noqa: F811
+def test_no_value_of_any_key_does_more_than_being_refused(good, tmp_path, watched, tried, part):  # noqa: F811
     keys = sorted(torch.load(good, weights_only=True)["config"])[part::8]
     bad, file = [], tmp_path / "bad.pth"
+    tried(len(keys) * len(VALUES))
     for key in keys:
         for value in VALUES:
             changed(good, file, {key: value})
