@@ -15,6 +15,7 @@ import torch
 from recbole.utils import get_model, init_seed
 
 from recbole_diffusion import MODELS
+from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.quick_start import build_config, prepare_data
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,14 @@ def toy(model: str, **overrides) -> SimpleNamespace:
     init_seed(config["seed"], True)
     network = get_model(model)(config, train._dataset)
     return SimpleNamespace(config=config, dataset=dataset, train=train, valid=valid, test=test, model=network)
+
+
+def few_steps(name: str, **diffusion_keys) -> dict:
+    """Eight steps for a diffusion and other keys that it alone has; nothing for a model that is none."""
+    if not issubclass(MODELS[name], DiffusionRecommender):
+        return {}
+    strided = {"sampling_steps": None} if toy_config(name)["sampling_steps"] else {}
+    return {"num_steps": 8, **strided, **diffusion_keys}
 
 
 def batch_of(loader, size: int | None = None):

@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from recbole_diffusion import MODELS
-from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.trainer import DiffusionTrainer
 
-from ..conftest import batch_of, loss_with_seed, toy, toy_config
+from ..conftest import batch_of, few_steps, loss_with_seed, toy
 
 ALL = sorted(MODELS)
-
-
-def few_steps(name: str, **diffusion_keys) -> dict:
-    """Eight steps for a diffusion and other keys that it alone has; nothing for a model that is none."""
-    if not issubclass(MODELS[name], DiffusionRecommender):
-        return {}
-    strided = {"sampling_steps": None} if toy_config(name)["sampling_steps"] else {}
-    return {"num_steps": 8, **strided, **diffusion_keys}
 
 
 @pytest.fixture(scope="module", params=ALL)

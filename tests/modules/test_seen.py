@@ -10,8 +10,7 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 from recbole_diffusion.modules.seen import SeenItems, next_occurrence, without_targets
 
-from ..conftest import batch_of, toy
-from ..model.test_models import few_steps
+from ..conftest import batch_of, few_steps, toy
 
 SEQ = torch.tensor([[3, 5, 3, 7, 0], [2, 2, 2, 0, 0], [1, 2, 3, 4, 5]])
 LENGTHS = torch.tensor([4, 2, 5])
