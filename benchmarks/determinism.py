@@ -2,8 +2,8 @@
 
     python benchmarks/determinism.py --threads=2 --rounds=5 --models="DiffuRec DiffuRecSys CDDRec SASRecPlus"
 
-Each round trains every model with ``reproducibility`` on and off, in turns, from one seed; the first epoch of a run
-warms up, the second is timed. On a quiet machine only.
+Each round trains every model with ``reproducibility`` on and off, in turns, from one seed; two epochs of a run
+warm up, the third is timed. On a quiet machine only.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import statistics
 import sys
 import time
 
-import torch
-
-from recbole_diffusion.cli import errors_in_one_line
-from recbole_diffusion.quick_start import build_config, prepare_training
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 
 def train(model: str, reproducibility: bool, args: argparse.Namespace) -> tuple[float, str]:
-    """Seconds of the second epoch, and a mark of all weights at its end."""
+    """Seconds of an epoch after two, and a mark of all weights at its end."""
+    import torch
+
+    from recbole_diffusion.quick_start import build_config, prepare_training
+
     settings = {"reproducibility": reproducibility, "data_path": args.data_path, "epochs": 2, "eval_step": 0}
     settings |= {"limit_train_batches": args.batches, "state": "ERROR", "show_progress": False}
     trainer, train_data, *_ = prepare_training(build_config(model, args.dataset, None, settings))
@@ -47,12 +48,15 @@ def main() -> None:
     add("--threads", type=int, default=2, help="of PyTorch (%(default)s)")
     add("--rounds", type=int, default=5, help="runs of each kind (%(default)s)")
     add("--batches", type=int, default=20, help="of an epoch (%(default)s)")
-    args = parser.parse_args()
+    args = parse_flags(parser)
     sys.argv = sys.argv[:1]  # RecBole's Config would read it
-    torch.set_num_threads(args.threads)
-    print(f"PyTorch {torch.__version__}, {args.threads} threads, {args.dataset}, {args.batches} batches an epoch")
-    print(f"{'model':<12} {'on, s':>8} {'off, s':>8} {'ratio':>6}  ends when on, off")
     with errors_in_one_line():
+        begin()
+        import torch
+
+        torch.set_num_threads(args.threads)
+        print(f"PyTorch {torch.__version__}, {args.threads} threads, {args.dataset}, {args.batches} batches an epoch")
+        print(f"{'model':<12} {'on, s':>8} {'off, s':>8} {'ratio':>6}  ends when on, off")
         for model in args.models.split():
             found = {True: [], False: []}
             for _ in range(args.rounds):
