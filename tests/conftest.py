@@ -18,6 +18,8 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.quick_start import build_config, prepare_data
 
+sys.argv = sys.argv[:1]  # RecBole would read pytest's flags, also where a fixture lives longer than a test
+
 ROOT = Path(__file__).parent.parent
 TINY = {
     "hidden_size": 32,

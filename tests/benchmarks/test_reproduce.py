@@ -313,7 +313,9 @@ def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
         default = result_settings(
             manifests.job_config(manifests.Job(manifests.Row("x", job.row.model), job.dataset, 1))
         )
-        assert {key for key in config if config[key] != default[key]} == changes.keys()
+        assert {key for key in config if config[key] != default[key]} == {
+            key for key, value in changes.items() if default.get(key) != value or key not in manifest.config
+        }
         manifests.paper_values(job.row, job.dataset, papers)
     by_name = {row.name: row for row in manifest.runs}
     value = manifests.paper_values(by_name["DiffuRec"], "amazon-beauty", papers)

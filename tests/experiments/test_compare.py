@@ -110,7 +110,7 @@ def test_a_model_of_recbole_that_fails_does_not_stop_the_others(monkeypatch, cap
     with pytest.raises(SystemExit, match="Failed: FDSA-markov-toy-1;"):
         main()
     out = capsys.readouterr().out
-    assert "FDSA-markov-toy-1: KeyError" in out and "| Pop " in out
+    assert "failed: selected_features [class] of [FDSA] are no columns" in out and "| Pop " in out
 
 
 def test_the_statistics_are_those_of_the_textbook_and_of_scipy():

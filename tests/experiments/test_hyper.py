@@ -129,7 +129,7 @@ def test_an_empty_or_missing_params_file_is_named():
         read_space(write("# nothing\n"))
     with pytest.raises(FileNotFoundError, match="nothing.hyper"):
         search("DiffuRec", "markov-toy", "nothing.hyper")
-    with pytest.raises(FileNotFoundError, match="GRU4Rec.hyper"):
+    with pytest.raises(ValueError, match=r"GRU4Rec.*params_file"):
         search("GRU4Rec", "markov-toy")
 
 

@@ -73,7 +73,7 @@ def test_a_run_that_was_cut_goes_on_with_what_is_missing(checkpoint, histories, 
         return recommend_part(recommender, part, options)
 
     monkeypatch.setattr(parquet, "recommend_part", cut)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):  # as a shell says it of a program that was interrupted
         call(checkpoint)
     assert len(list(Path("out").glob("*.parquet"))) == 2
     before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.parquet")}
@@ -91,7 +91,7 @@ def test_a_bad_row_is_named_and_its_part_is_not_written(checkpoint, histories):
     table = pq.read_table("in-1.parquet").to_pylist()
     table[12]["history"] = ["?"]
     pq.write_table(pa.Table.from_pylist(table), "in-1.parquet", row_group_size=10)
-    with pytest.raises(SystemExit, match=r"in-1.parquet, group 1, row 3 cannot be used: .*known: [?]"):
+    with pytest.raises(SystemExit, match=r"in-1.parquet, group 1, row 3 .*cannot be used: .*known: [?]"):
         call(checkpoint, "--batch_size=2")
     assert sorted(path.name for path in Path("out").iterdir())[-1] == "in-1-00000.parquet"
     assert not list(Path("out").glob(".*"))
