@@ -4,7 +4,7 @@ PYTHON ?= python
 # newest, and a build for your CUDA installed beforehand is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: install test test-fast lint format wheel
+.PHONY: install test test-fast probe lint format wheel
 
 install:
 	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install "$(TORCH)"
@@ -15,7 +15,10 @@ test:
 	$(PYTHON) -m pytest
 
 test-fast:
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow and not probe"
+
+probe:
+	$(PYTHON) -m pytest -m probe
 
 lint:
 	$(PYTHON) -m ruff check .

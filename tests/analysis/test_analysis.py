@@ -137,7 +137,7 @@ def test_other_models_rank_as_the_trainer_does(tmp_path, model, overrides):
     assert page.count("Left out: ") == len(SECTIONS) - len(shown) and page.count('<div id="plot-') == len(shown)
     if "seeds" in shown:
         table = pd.read_csv(tmp_path / "out" / "seeds.csv").set_index("seeds")
-        own = len(Evaluation(found.file, ALL, 0, "").own_seeds)
+        own = len(Evaluation(found.file, ALL, 0, "", DATA).own_seeds)
         assert table.loc[own, "min"] - 1e-6 <= found.metrics["ndcg@10"] <= table.loc[own, "max"] + 1e-6
     if "stages" in shown:
         steps = {"SeqDiffRec": range(10), "DreamRec": (0, 19, 39), "CDDRec": range(4)}[model]

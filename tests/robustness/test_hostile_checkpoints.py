@@ -384,7 +384,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.probe
 @pytest.mark.parametrize("part", range(8))
 def test_no_value_of_any_key_does_more_than_being_refused(good, tmp_path, watched, tried, part):  # noqa: F811
     keys = sorted(torch.load(good, weights_only=True)["config"])[part::8]

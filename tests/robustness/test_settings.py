@@ -45,7 +45,7 @@ def attempt(model: str, values: dict) -> str | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.probe
 @pytest.mark.parametrize("model", MODELS)
 def test_no_value_of_a_key_ends_in_a_traceback(model, tried, tmp_path):
     config = toy_config(model)
@@ -85,7 +85,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.probe
 @pytest.mark.parametrize("model", MODELS)
 def test_whole_configurations_train_or_are_refused(model, tried, tmp_path_factory):
     own = {key: values for key, values in NUMBERS.items() if key in toy_config(model).final_config_dict}
