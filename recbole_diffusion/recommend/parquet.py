@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -192,12 +193,14 @@ def _connect(address: str | None):
     except ImportError as error:
         raise ImportError(f"engine [ray] needs Ray Data ({error}): pip install 'ray[data]'") from None
     if not ray.is_initialized():
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
         try:
+            if port.isdigit():  # Ray would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConnectionError(
-                f"address [{address}] has no Ray cluster: {' '.join(str(error).split())[:200]}"
-            ) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConnectionError(f"address [{address}] has no Ray cluster: {said}") from None
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
 

@@ -13,7 +13,7 @@ from recbole_diffusion.quick_start import run
 from recbole_diffusion.recommend import Recommender, parquet
 from recbole_diffusion.recommend.__main__ import main
 
-from ..conftest import ROOT, TINY
+from .conftest import ROOT, TINY
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_run_that_was_cut_goes_on_with_what_is_missing(checkpoint, histories, 
         return recommend_part(recommender, part, options)
 
     monkeypatch.setattr(parquet, "recommend_part", cut)
-    with pytest.raises(SystemExit, match="130"):  # as a shell says it of a program that was interrupted
+    with pytest.raises(SystemExit, match="130"):
         call(checkpoint)
     assert len(list(Path("out").glob("*.parquet"))) == 2
     before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.parquet")}
@@ -137,5 +137,10 @@ def test_ray_gives_what_one_process_gives_and_goes_on(checkpoint, histories, mon
             main(["--model_file", checkpoint, "--input=bad.parquet", "--output=bad", "--engine=ray", "--workers=1"])
     finally:
         ray.shutdown()
+
+
+def test_a_cluster_that_is_not_there_is_named_and_nothing_is_written(checkpoint, histories):
+    pytest.importorskip("ray.data")
     with pytest.raises(SystemExit, match=r"address \[127.0.0.1:1\] has no Ray cluster"):
         call(checkpoint, "--engine=ray", "--address=127.0.0.1:1")
+    assert not Path("out").exists()
