@@ -4,7 +4,7 @@ PYTHON ?= python
 # newest, and a build for your CUDA installed beforehand is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: install test test-fast probe lint format wheel
+.PHONY: install test test-fast probe lint format wheel pictures transcript
 
 install:
 	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install "$(TORCH)"
@@ -30,3 +30,10 @@ format:
 
 wheel:
 	$(PYTHON) -m pip wheel --no-deps -w dist .
+
+# The pictures of README and docs, by the commands that they show (needs Chromium, and matplotlib), and docs/first-run.md.
+pictures:
+	$(PYTHON) docs/make_pictures.py
+
+transcript:
+	$(PYTHON) docs/make_transcript.py

@@ -206,6 +206,7 @@ def write(args: argparse.Namespace, rows: list[dict], config_dict: dict, device:
         plot(rows, f"{args.model} on {device}", output.with_suffix(".png"))
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
+    print(f"{len(rows)} points: {output.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

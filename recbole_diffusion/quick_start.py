@@ -189,9 +189,12 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     return config
 
 
-def describe_config(config: Config, config_file_list: Sequence[str] = ()) -> str:
-    """The whole merged configuration in YAML, a line a key, with the file or other source of each value."""
-    sources, lines = value_sources(config, config_file_list), []
+def describe_config(config: Config, config_file_list: Sequence[str] = (), command_line: Sequence[str] = ()) -> str:
+    """The whole merged configuration in YAML, a line a key, with the file or other source of each value.
+
+    ``command_line`` names the keys that a command has read there itself.
+    """
+    sources, lines = value_sources(config, config_file_list) | dict.fromkeys(command_line, "command line"), []
     for key, value in sorted(settings(config).items(), key=lambda item: item[0].lower()):
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
         lines.append(f"{line:<40}  # {sources[key]}")

@@ -161,19 +161,15 @@ def props_files(model: str, dataset: str) -> list[Path]:
 
 
 def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[str, str]:
-    """Where each value of a Config comes from: a file, ``RecBole``, this package or the ``command line``.
-
-    An argument of ours counts as the command line: there the commands have it from.
-    """
+    """Where each value of a Config comes from: a file, ``RecBole``, an ``argument`` or the ``command line``."""
     sources = {**dict.fromkeys(config.final_config_dict, "RecBole"), **getattr(config, "default_sources", {})}
     for file in config_file_list:
         values = read_yaml(file)
         sources.update(dict.fromkeys(values, str(file)))
         own = (values.get("per_model") or {}).get(config["model"], {})
         sources.update(dict.fromkeys(own, f"{file}, per_model"))
-    said = (*config.variable_config_dict, *config.cmd_config_dict, "model", "dataset")
-    sources.update(dict.fromkeys(said, "command line"))
-    sources["paper_protocol"] = "recbole_diffusion"
+    sources.update(dict.fromkeys((*config.variable_config_dict, "model", "dataset"), "argument"))
+    sources.update(dict.fromkeys(config.cmd_config_dict, "command line"))
     return sources
 
 

@@ -50,7 +50,8 @@ def main() -> None:
 
         files = args.config_files.split()
         if args.print_config:
-            print(describe_config(build_config(args.model, args.dataset, files, parameters), files))
+            config = build_config(args.model, args.dataset, files, parameters)
+            print(describe_config(config, files, (*parameters, "model", "dataset")))
             return
         try:
             result = run(

@@ -22,9 +22,7 @@ def _record(line: str | bytes) -> dict[str, Any]:
     """One line of the input as a dictionary with a ``history``."""
     try:
         record = json.loads(line.decode() if isinstance(line, bytes) else line, parse_constant=_no_number)
-        json.dumps(record, ensure_ascii=False).encode()  # what is passed on must be written again
-    except UnicodeEncodeError:
-        raise ValueError("it holds half of a pair of surrogates, which is no character.") from None
+        json.dumps(record)  # what is passed on must be written again
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8 ({error.reason} at its byte {error.start + 1}).") from None
     except json.JSONDecodeError as error:
@@ -91,7 +89,12 @@ def recommend_records(
 def as_json(record: dict[str, Any], number: int) -> str:
     """A line of JSON, the numbers with six significant digits: float32 holds no more."""
     short = {key: [float(f"{value:.6g}") for value in record[key]] for key in ("scores", "spread") if record.get(key)}
-    return json.dumps({**record, **short}, ensure_ascii=False) + "\n"
+    text = json.dumps({**record, **short}, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 does not have
+        text = json.dumps({**record, **short})
+    return text + "\n"
 
 
 def as_csv(record: dict[str, Any], number: int) -> str:
@@ -103,8 +106,8 @@ def as_csv(record: dict[str, Any], number: int) -> str:
     user = record.get("user", number)
     if "error" in record:
         rows.writerow([user, "", "", "", "", record["error"]])
-        return text.getvalue()
-    spreads = record["spread"] or [None] * len(record["items"])
-    for rank, (item, score, spread) in enumerate(zip(record["items"], record["scores"], spreads, strict=True), start=1):
+    items, scores = record.get("items", []), record.get("scores", [])
+    spreads = record.get("spread") or [None] * len(items)
+    for rank, (item, score, spread) in enumerate(zip(items, scores, spreads, strict=True), start=1):
         rows.writerow([user, rank, item, f"{score:.6g}", "" if spread is None else f"{spread:.6g}", ""])
-    return text.getvalue()
+    return text.getvalue().encode(errors="backslashreplace").decode()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from itertools import cycle, islice
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.quick_start import run_recbole
@@ -29,13 +33,13 @@ def train(folder, model: str = "DiffuRec", **overrides) -> str:
     return run(model, "markov-toy", config_dict={**TINY, **SHORT, **paths, **overrides})["model_file"]
 
 
-def histories() -> dict[str, list[str]]:
+def histories(left_out: int = 1) -> dict[str, list[str]]:
     """Each user's items in time, without the last one: what RecBole's test split reads."""
     rows = [line.split("\t") for line in (ROOT / "dataset/markov-toy/markov-toy.inter").read_text().splitlines()[1:]]
     users: dict[str, list[str]] = {}
     for user, item, _ in sorted(rows, key=lambda row: float(row[2])):
         users.setdefault(user, []).append(item)
-    return {user: items[:-1] for user, items in users.items()}
+    return {user: items[: len(items) - left_out] for user, items in users.items()}
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +254,48 @@ def test_blank_lines_are_passed_over_and_the_input_is_not_written_over(tmp_path,
     assert (tmp_path / "in.jsonl").read_text() == before
     with pytest.raises(SystemExit, match="IsADirectoryError"):
         call(checkpoint, "--input", "in.jsonl", "--output", str(tmp_path))
+
+
+def test_users_of_the_dataset_are_recommended_to_by_name(tmp_path, checkpoint, recommender, capsys):
+    shutil.copytree(ROOT / "dataset" / "markov-toy", tmp_path / "data" / "markov-toy")
+    whole = histories(left_out=0)["17"]
+    call(checkpoint, "--user", "17", "--data_path", "data", "--mask_history", "--k", "3")
+    out = json.loads(capsys.readouterr().out)
+    [row] = recommender.stream([whole], k=3, exclude_seen=True)
+    assert (out["user"], out["items"]) == ("17", row.items)
+    call(checkpoint, "--all_users", "--data_path", "data", "--output", "out.csv", "--topk", "2")
+    table = pd.read_csv("out.csv", dtype={"user": str, "item": str})
+    assert list(table.columns) == ["user", "rank", "item", "score", "spread", "error"] and len(table) == 2 * 800
+    [row] = recommender.stream([whole], k=2)
+    own = table[table["user"] == "17"]
+    assert own["item"].tolist() == row.items and own["rank"].tolist() == [1, 2]
+    assert own["score"].tolist() == pytest.approx(row.scores, rel=1e-5)
+    assert own["spread"].tolist() == pytest.approx(row.spread, rel=1e-4)
+    with pytest.raises(SystemExit, match=r"user \[nobody\] is not known"):
+        call(checkpoint, "--user", "nobody", "--data_path", "data")
+
+
+def test_standard_input_is_read_and_names_are_written_as_they_are(checkpoint, recommender, monkeypatch, capsys):
+    line = json.dumps({"user": "Zoë", "history": [recommender.tokens[3], "tea, 100 g ☕"]}, ensure_ascii=False)
+    bad = json.dumps({"user": "Bo", "history": []})
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(f"{line}\n{bad}\n".encode())))
+    call(checkpoint, "--input", "-", "--keep_going")
+    first, second = capsys.readouterr().out.splitlines()
+    assert '"user": "Zoë"' in first and '"unknown": ["tea, 100 g ☕"]' in first
+    assert json.loads(second) == {"user": "Bo", "error": "line 2: it is empty."}
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(f"{line}\n{bad}\n".encode())))
+    with pytest.raises(SystemExit, match=r"line 2 \(user Bo\) cannot be used: it is empty"):
+        call(checkpoint, "--input", "-")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(f"{line}\n{bad}\n".encode())))
+    capsys.readouterr()
+    call(checkpoint, "--input", "-", "--keep_going", "--format", "csv", "--k", "1")
+    rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [row[0] for row in rows] == ["user", "Zoë", "Bo"] and rows[2][5] == "line 2: it is empty."
+
+
+def test_a_history_of_names_with_commas_is_a_list_in_json(checkpoint, recommender, capsys):
+    call(checkpoint, "--history", json.dumps([recommender.tokens[3], "green tea, 100 g"]))
+    assert json.loads(capsys.readouterr().out)["unknown"] == ["green tea, 100 g"]
 
 
 @pytest.mark.parametrize(
