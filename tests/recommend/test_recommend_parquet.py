@@ -13,7 +13,7 @@ from recbole_diffusion.quick_start import run
 from recbole_diffusion.recommend import Recommender, parquet
 from recbole_diffusion.recommend.__main__ import main
 
-from .conftest import ROOT, TINY
+from ..conftest import ROOT, TINY
 
 
 @pytest.fixture(scope="module")
