@@ -93,7 +93,7 @@ def test_the_user_stands_above_dataset_above_model_above_what_models_share_above
     assert [config[key] for key in keys] == [[1], 2, 3, 4, 5, 6, 7]
     sources = registry.value_sources(config, [str(tmp_path / "user.yaml")])
     files = [f"props/{name}.yaml" for name in ("protocol", "common", "diffusion", "DiffuRec", "dataset/ml-100k")]
-    assert [sources[key] for key in keys] == [*files, str(tmp_path / "user.yaml"), "command line"]
+    assert [sources[key] for key in keys] == [*files, str(tmp_path / "user.yaml"), "argument"]
 
 
 @pytest.mark.parametrize("dataset", ["ml-1m", "amazon-beauty", "amazon-toys-games", "any-other"])
