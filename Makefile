@@ -11,11 +11,14 @@ install:
 	$(PYTHON) -m pip install -e ".[test]"
 	$(PYTHON) -m pip install --no-deps recbole==1.2.1
 
+# A process a core, each file in one of them.
+PYTEST = $(PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
 test:
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
 test-fast:
-	$(PYTHON) -m pytest -m "not slow and not probe"
+	$(PYTEST) -m "not slow and not probe"
 
 probe:
 	$(PYTHON) -m pytest -m probe

@@ -27,10 +27,10 @@ def topk(
     """
     parts = [slice(first, min(first + part_size, n_items)) for first in range(0, n_items, part_size)]
     best = None
-    for part, every in zip(parts, _scores_or_probabilities(score_part, parts), strict=True):
-        scores = every[0] if len(every) == 1 else every.mean(0)
+    for part, seed_scores in zip(parts, _scores_or_probabilities(score_part, parts), strict=True):
+        scores = seed_scores[0] if len(seed_scores) == 1 else seed_scores.mean(0)
         _leave_out(scores, part, exclude)
-        best = _merge(best, _best_of_part(every, scores, part, k), k)
+        best = _merge(best, _best_of_part(seed_scores, scores, part, k), k)
     return best
 
 
@@ -38,11 +38,11 @@ def _scores_or_probabilities(score_part: Callable[[slice], Tensor], parts: list[
     """The scores of each part, with several seeds as probabilities, which need the sum over all items first."""
     n_seeds, log_sum = None, None
     for part in parts:
-        every = score_part(part)
-        if n_seeds is None and len(every) > 1:
+        seed_scores = score_part(part)
+        if n_seeds is None and len(seed_scores) > 1:
             log_sum = torch.stack([score_part(part).logsumexp(-1) for part in parts]).logsumexp(0)
-        n_seeds = len(every)
-        yield every if log_sum is None else (every - log_sum[..., None]).exp_()
+        n_seeds = len(seed_scores)
+        yield seed_scores if log_sum is None else (seed_scores - log_sum[..., None]).exp_()
 
 
 def _leave_out(scores: Tensor, part: slice, exclude: Tensor | None) -> None:
@@ -55,10 +55,10 @@ def _leave_out(scores: Tensor, part: slice, exclude: Tensor | None) -> None:
         scores[row, exclude[inside] - part.start] = -torch.inf
 
 
-def _best_of_part(every: Tensor, scores: Tensor, part: slice, k: int) -> Best:
-    """The best items of one part: every [S, B, part], scores [B, part]."""
+def _best_of_part(seed_scores: Tensor, scores: Tensor, part: slice, k: int) -> Best:
+    """The best items of one part: seed_scores [S, B, part], scores [B, part]."""
     found, place = scores.topk(min(k, scores.shape[1]))
-    std = every.gather(2, place.expand(len(every), -1, -1)).std(0, correction=0)
+    std = seed_scores.gather(2, place.expand(len(seed_scores), -1, -1)).std(0, correction=0)
     return Best(found, place + part.start, std)
 
 
