@@ -52,32 +52,34 @@ def first_batch(kind: str, folder: str, dataset: str) -> dict[str, float]:
     """Seconds and peak memory of this process from its configuration to its first training batch."""
     import numpy as np
 
-    start = time.perf_counter()
     if kind == "recbole":
         # Nothing of this package may help: only what NumPy took from RecBole is given back.
         for alias, target in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
             setattr(np, alias, target) if not hasattr(np, alias) else None
         np.float = float
-        from recbole.config import Config
     else:
-        from recbole.config import Config
+        import recbole_diffusion
 
-        import recbole_diffusion.registry  # noqa: F401  registers the models
+        recbole_diffusion.register()
+    from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model
 
     protocol = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
     quiet = {"state": "ERROR", "show_progress": False, "data_path": folder, "train_neg_sample_args": None}
     columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_batch_size": 512}
     model = "SASRecPlus" if kind == "windows" else "SASRec"
+    get_model(model)  # the modules are imported before the clock starts
+    start = time.perf_counter()
     own = {} if kind == "windows" else {"loss_type": "CE"}
     config = Config(model, dataset, config_dict={**protocol, **quiet, **columns, **own, "MAX_ITEM_LIST_LENGTH": 50})
     train, _, _ = data_preparation(config, create_dataset(config))
-    imported = time.perf_counter()
+    prepared = time.perf_counter()
     batch = next(iter(train))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "seconds": round(time.perf_counter() - start, 1),
-        "first_batch_seconds": round(time.perf_counter() - imported, 1),
+        "first_batch_seconds": round(time.perf_counter() - prepared, 1),
         "peak_gib": round(peak, 2),
         "rows": train.sample_size,
         "batch": list(batch["item_id_list"].shape),

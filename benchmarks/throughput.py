@@ -27,6 +27,7 @@ BATCH = {"train_batch_size": 512, "eval_batch_size": 512}
 DREAM = {"hidden_size": 64, "MAX_ITEM_LIST_LENGTH": 10, "num_steps": 500, "train_batch_size": 256}
 USERS = {"train_batch_size": 128, "eval_batch_size": 512}  # a row is a window of a user, not a prefix
 CDD = {"hidden_size": 128, "MAX_ITEM_LIST_LENGTH": 20, "num_steps": 20, "train_batch_size": 128}
+PREFER = {"hidden_size": 512, "inner_size": 512, "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 256}
 
 # name -> (model, parameters, does it train, anomaly detection)
 ENTRIES = {
@@ -41,6 +42,8 @@ ENTRIES = {
     "CDDRec": ("CDDRec", CDD, True, False),
     "SASRecPlus": ("SASRecPlus", {**COMMON, **USERS}, True, False),
     "SASRecPlus, seen_items learned": ("SASRecPlus", {**COMMON, **USERS, "seen_items": "learned"}, True, False),
+    "ADRec": ("ADRec", {**COMMON, **USERS, "n_layers": 2}, True, False),  # and two blocks of its denoiser
+    "PreferDiff of width 512": ("PreferDiff", PREFER, True, False),
 }
 PLAIN = {"ragged": False, "fused_denoiser": False}
 

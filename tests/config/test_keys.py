@@ -66,7 +66,7 @@ def test_every_default_is_allowed(model):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "3", [1], {}, 1j, object()], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "3", [1], {}, 1j, object], ids=str)
 def test_no_number_is_of_another_kind_or_infinite(name, value):
     with pytest.raises(ValueError, match=rf"^{name} \[.*\] must be (an integer|a number)"):
         check_keys({name: value})
