@@ -56,6 +56,7 @@ def test_help_comes_before_torch_and_recbole(tmp_path, command):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["results_table", "manifest", "jobs"])
 def test_a_part_of_a_command_names_the_command(tmp_path, part):
     code, _, err = output([str(ROOT / "benchmarks" / f"{part}.py"), "--help"], tmp_path)
@@ -67,6 +68,7 @@ def test_the_models_of_the_help_are_those_registered():
     assert list(MAKERS) == list(SECTIONS)
 
 
+@pytest.mark.slow
 def test_what_torch_alone_can_run_needs_torch_alone(tmp_path):
     """A folder with PyTorch and what it requires, and nothing else that is installed."""
     for name in required("torch"):
@@ -109,6 +111,7 @@ def required(name: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_unless_a_command_reads_its_flags(tmp_path):
     """A script of a user's own, also one called as ours is, finds the models right after the import."""
     code = "import recbole_diffusion\nfrom recbole.utils import get_model\nprint(get_model('DiffuRec').__name__)\n"
@@ -154,6 +157,7 @@ def test_parameters_are_read_among_the_flags():
     assert parse_flags(parser(), ["--set=a=1", "--set=b=2"]).set == ["a=1", "b=2"]
 
 
+@pytest.mark.slow
 def test_no_key_is_taken_for_a_misspelt_flag(monkeypatch):
     """What RecBole's models read may be near to a flag, and passes."""
     from recbole_diffusion import compare

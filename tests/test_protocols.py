@@ -34,6 +34,7 @@ def plain_metrics(it, part, masked: bool) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in hits.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["SASRecPlus", "SASRec"])
 @pytest.mark.parametrize("mask_history", [False, True])
 def test_both_protocols_are_those_of_the_plain_form(model, mask_history):
@@ -60,6 +61,7 @@ def test_a_target_in_the_history_stays_a_candidate(tmp_path):
     assert result["test_results"]["masked"]["hit@4"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["SASRecPlus", "GRU4Rec", "CDDRec"])
 def test_every_test_result_reports_both(model):
     result = run(model, "markov-toy", None, {**SHORT, "mask_history": True})
@@ -83,6 +85,7 @@ def test_general_models_mask_by_themselves():
         assert result["test_results"] is None
 
 
+@pytest.mark.slow
 def test_what_brings_no_history_is_told():
     config = toy_config("SASRec", mask_history=True, eval_args={
         "split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"})  # fmt: skip

@@ -34,6 +34,7 @@ def test_recbole_finds_model_and_trainer(name):
     assert isinstance(Config(name, "ml-100k")["hidden_size"], int)
 
 
+@pytest.mark.slow
 def test_recbole_quick_start_and_case_study_know_the_models():
     from recbole.quick_start import load_data_and_model, run_recbole
     from recbole.utils.case_study import full_sort_topk
@@ -51,6 +52,7 @@ def test_recbole_quick_start_and_case_study_know_the_models():
     assert items.shape == (3, 5) and (items > 0).all() and values.isfinite().all()
 
 
+@pytest.mark.slow
 def test_recbole_hyper_tuning_runs_our_models():
     from recbole.quick_start import objective_function
     from recbole.trainer import HyperTuning
@@ -187,6 +189,7 @@ def test_an_unknown_model_gets_near_names(name, near):
         registry.check_model_name(name)
 
 
+@pytest.mark.slow
 def test_adding_a_model_is_one_file_one_yaml_one_line(tmp_path, monkeypatch):
     """A new model file and its YAML, and an entry in MODELS: RecBole's functions train it."""
     (tmp_path / "newmodel.py").write_text(

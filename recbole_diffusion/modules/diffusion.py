@@ -50,8 +50,8 @@ class DiffusionRecommender(SequenceRecommender):
         for schedule, keys in BETA_RANGES.items():  # also where noise_schedule is another
             if all(key in config for key in keys):
                 betas_from_config({**config, "noise_schedule": schedule})
-        if "sampling_steps" in config:
-            keys = ("num_steps", "sampler", "sampling_steps", "ddim_eta", "reverse_variance")
+        keys = ("num_steps", "sampler", "sampling_steps", "ddim_eta", "reverse_variance")
+        if all(key in config for key in keys):
             check_sampling(*(config[key] for key in keys))
         steps = config.get("valid_sampling_steps")
         if steps is not None and steps > config["num_steps"]:

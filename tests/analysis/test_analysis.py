@@ -25,6 +25,7 @@ from recbole_diffusion.quick_start import run
 
 from ..conftest import ROOT, TINY
 
+pytestmark = pytest.mark.slow
 QUICK = {"data_path": str(ROOT / "dataset"), "state": "ERROR", "show_progress": False}
 QUICK |= {"epochs": 2, "limit_train_batches": 6, "MAX_ITEM_LIST_LENGTH": 8, "learning_rate": 0.005, "n_layers": 1}
 ALL = 10_000

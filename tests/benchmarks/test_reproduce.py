@@ -195,6 +195,7 @@ def test_when_the_time_is_up_it_stops_after_an_epoch_and_loses_none(tmp_path, ca
     assert "The time is up." in capsys.readouterr().out and not list((tmp_path / "out" / "runs").glob("Pop*"))
 
 
+@pytest.mark.slow
 def test_a_cut_run_with_other_parameters_begins_anew(tmp_path, monkeypatch):
     args = arguments(tmp_path, "--runs=Diffu Rec", "--seeds=1")
     args.deadline = 0.0
@@ -210,6 +211,7 @@ def test_a_cut_run_with_other_parameters_begins_anew(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out" / "saved" / "Diffu-Rec.markov-toy.1").glob("*.pth"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_elsewhere_is_left_alone(tmp_path, capsys):
     folder = tmp_path / "out" / "saved" / "Pop.markov-toy.1"
     with jobs.locked(folder) as pid:
@@ -232,6 +234,7 @@ def test_one_that_fails_is_told_and_the_others_run(tmp_path, capsys):
     assert result(tmp_path, "Pop.markov-toy.1")["epochs"] == 1 and cells(page(tmp_path), "Broken") == ["not run"] * 9
 
 
+@pytest.mark.slow
 def test_a_trial_is_stored_as_one_and_never_counts(tmp_path, monkeypatch, capsys):
     assert call(tmp_path, "--runs=SASRec", "--seeds=1", "--set=epochs=1", "--set=learning_rate=1e-4")
     run = result(tmp_path, "SASRec.markov-toy.1")
@@ -305,6 +308,7 @@ def test_a_row_that_names_a_line_no_paper_has_is_refused_before_any_run(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
     manifest, papers = manifests.load_manifest(), manifests.load_papers()
     for job in manifest.jobs(manifest.datasets, [row.name for row in manifest.runs], [1]):
@@ -337,6 +341,7 @@ def test_one_seed_of_everything_comes_before_five_of_one():
     assert all(job.dataset == "amazon-beauty" and job.seed > 1 for job in jobs[3 * count : 7 * count])
 
 
+@pytest.mark.slow
 def test_a_dataset_for_gpus_is_left_out_without_one_unless_it_is_named(tmp_path, capsys):
     write_manifest(tmp_path, datasets={"markov-toy": {"gpu_only": True}})
     assert call(tmp_path, "--runs=Pop") and "must be asked for" in capsys.readouterr().out
@@ -384,6 +389,7 @@ def test_the_papers_value_and_the_difference_stand_below_ours(tmp_path):
     assert not re.search(r"\d", "".join(cells(text, "SASRec", "amazon-beauty")))
 
 
+@pytest.mark.slow
 def test_the_t_test_pairs_seeds_and_needs_two(tmp_path):
     """Differences 0.01, 0.02, 0.03 over the shared seeds: t = 2 sqrt(3), p = 0.0742 with two degrees of freedom."""
     base = [fake_run("SASRec", "amazon-beauty", seed, value) for seed, value in ((1, 0.04), (2, 0.02), (3, 0.03))]

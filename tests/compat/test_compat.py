@@ -71,6 +71,7 @@ def test_a_dataset_is_downloaded_by_a_single_process(tmp_path, monkeypatch):
     assert dataset.item_num > 1 and (tmp_path / "data" / "markov-far" / "markov-far.inter").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DiffuRec", "SASRec", "GRU4Rec", "Pop", "EASE", "ItemKNN", "LightGCN", "TransRec"])
 def test_every_checkpoint_loads_safely_and_in_recbole(model):
     from recbole.quick_start import load_data_and_model as recbole_load
@@ -89,6 +90,7 @@ def test_every_checkpoint_loads_safely_and_in_recbole(model):
     assert trainer.start_epoch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, metric", [("SASRecF", "ndcg@10"), ("FM", "auc")])
 def test_recbole_models_of_item_features_get_their_columns_and_load_again(model, metric):
     tiny = {"hidden_size": 8, "inner_size": 8, "embedding_size": 8, "MAX_ITEM_LIST_LENGTH": 5, "train_batch_size": 4096}

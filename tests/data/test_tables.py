@@ -373,6 +373,7 @@ def test_the_command_converts_and_names_what_is_wrong(capsys):
         main(["nothing.csv", "--output=data/other"])
 
 
+@pytest.mark.slow
 def test_the_run_script_takes_a_table_and_converts_it_once(tmp_path):
     write_text("my events.csv")
     options = [

@@ -98,6 +98,7 @@ def transition(sampler, diffusion, steps, x_t, x_start, **kwargs):
     return mean, second_state(torch.ones_like) - mean
 
 
+@pytest.mark.slow
 @SMALL
 @given(
     st.sampled_from(["linear", "cosine", "sqrt", "trunc_linear", "trunc_cosine", "exponential"]),

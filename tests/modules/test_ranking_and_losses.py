@@ -39,6 +39,7 @@ def test_cross_entropy_in_parts_is_that_of_all_items_but_the_padding(scored, chu
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampled_softmax_estimates_the_full_one(scored):
     x, weight, bias, target = scored
     counts = torch.arange(20.0)  # popularity; the padding item is never drawn

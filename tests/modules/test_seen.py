@@ -147,6 +147,7 @@ def test_scores_ranking_and_batches_agree(name, mode, seeds):
     torch.testing.assert_close(found, scores.topk(5).values)
 
 
+@pytest.mark.slow
 def test_the_learned_value_moves_within_an_epoch(name):
     """Nobody in markov-toy takes the last item again at once: its score falls."""
     it = toy(name, seen_items="learned", **few_steps(name))

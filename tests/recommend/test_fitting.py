@@ -152,6 +152,7 @@ def test_an_update_that_trains_starts_from_the_weights_and_hides_what_it_is_test
     assert saved.ids["new a"] and saved.result["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_has_a_spread_and_numbers_stay_numbers():
     frame = table()
     frame["item"] = frame["item"].str.extract(r"(\d+)", expand=False).astype(int)

@@ -174,6 +174,7 @@ def test_bad_arguments_are_named(tmp_path, checkpoint, recommender):
         Recommender(train(tmp_path, "Pop"))
 
 
+@pytest.mark.slow
 def test_checkpoints_without_tokens_and_models_that_read_the_data_take_the_dataset(tmp_path):
     folder = str(ROOT / "dataset")
     own = {"state": "ERROR", "epochs": 1, "train_neg_sample_args": None, "data_path": folder, "hidden_size": 16}

@@ -45,6 +45,7 @@ def weights(file) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- two at once
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_that_the_run_goes_on(tmp_path):
     file = run("DiffuRec", "markov-toy", config_dict={**QUIET, "epochs": 1, "limit_train_batches": 1})["model_file"]
     trainer, train_data, valid_data, _ = prepare(epochs=2, resume="auto", limit_train_batches=1)

@@ -72,6 +72,7 @@ def test_of_duplicates_the_first_or_last_in_time_stays(keep, item):
     assert held_out("SASRec", rm_dup_inter=keep, topk=[1], valid_metric="NDCG@1")["u"] == item
 
 
+@pytest.mark.slow
 def test_ml_100k_under_another_name_tests_every_users_latest_item():
     source = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
     table = pd.read_csv(source, sep="\t", dtype=str)

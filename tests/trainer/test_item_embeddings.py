@@ -42,6 +42,7 @@ def embeddings(path):
 # ---------------------------------------------------------------------- from a checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_model_starts_from_the_file_and_rests(name, file):
     keys = {"item_embedding_file": file, "freeze_embedding_epochs": 1, "weight_decay": 0.1}
@@ -123,6 +124,7 @@ def test_clipping_counts_what_moves_alone():
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resume_is_exact_before_at_and_after_the_end_of_the_frozen_epochs(stop, file, tmp_path):
     keys = {"limit_train_batches": 2, "freeze_embedding_epochs": 2, "item_embedding_file": file}
@@ -153,6 +155,7 @@ def test_the_first_model_is_as_the_second_but_for_what_is_its_own():
     assert (first["freeze_embedding_epochs"], first["pretrain"], first["resume"]) == (0, None, "auto")
 
 
+@pytest.mark.slow
 def test_one_command_pretrains_and_goes_on(tmp_path, monkeypatch):
     """The command line is for the second model: what stands there of the start is not for the first."""
     monkeypatch.setattr("sys.argv", ["run", "--pretrain=SASRecPlus", "--freeze_embedding_epochs=1"])
@@ -167,6 +170,7 @@ def test_one_command_pretrains_and_goes_on(tmp_path, monkeypatch):
     assert first.stat().st_mtime_ns == stamp and again["test_result"] == result["test_result"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_trains_nothing_first(tmp_path):
     keys = {"num_steps": 4, "limit_train_batches": 2, "checkpoint_dir": str(tmp_path), "pretrain": "SASRecPlus"}
     train_and_test(toy_config("ADRec", epochs=1, **keys))

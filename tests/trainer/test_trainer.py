@@ -150,6 +150,7 @@ def straight(folder, **overrides):
     return run("DiffuRec", "markov-toy", config_dict=config)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_one_that_was_not_cut(tmp_path):
     whole = straight(tmp_path / "a")
     cut = straight(tmp_path / "b", epochs=2)
@@ -186,6 +187,7 @@ def test_auto_takes_no_other_run(tmp_path):
     assert find_resume_file(build_config("DiffuRec", "markov-toy", None, {**base, "resume": None})) is None
 
 
+@pytest.mark.slow
 def test_auto_goes_on_after_the_data_has_moved(tmp_path):
     """The folder of the datasets and that of the run are moved; the loaded checkpoint still names the old ones."""
     shutil.copytree(ROOT / "dataset", tmp_path / "old")
@@ -195,6 +197,7 @@ def test_auto_goes_on_after_the_data_has_moved(tmp_path):
     went_on(tmp_path, "moved", data_path=str(tmp_path / "new"))
 
 
+@pytest.mark.slow
 def test_auto_goes_on_with_a_saved_dataset(tmp_path):
     """The loaded checkpoint has the key nulled, as RecBole unpickles what it names."""
     saved = tmp_path / "run" / "markov-toy-SequentialDataset.pth"
@@ -224,6 +227,7 @@ def test_the_process_of_a_run_does_not_tell_it_from_another():
     assert resume_settings(first) != resume_settings(second)
 
 
+@pytest.mark.slow
 def test_auto_passes_over_a_broken_file(tmp_path):
     straight(tmp_path / "b", epochs=1)
     (tmp_path / "b" / "DiffuRec-later-last.pth").write_bytes(b"junk")
@@ -234,6 +238,7 @@ def test_auto_passes_over_a_broken_file(tmp_path):
     assert found and "later" not in found
 
 
+@pytest.mark.slow
 def test_the_schedule_goes_on_from_a_best_checkpoint(tmp_path):
     schedule = {"name": "step", "start_epoch": 1, "step_size": 100, "gamma": 0.1}
     best = straight(tmp_path, epochs=2, lr_scheduler=schedule)["model_file"]
@@ -255,10 +260,12 @@ def test_recboles_models_take_no_notice_of_fewer_steps_in_validation():
     assert run("SASRec", "markov-toy", config_dict=config)["test_result"]["ndcg@10"] > 0
 
 
+@pytest.mark.slow
 def test_saved_data_loaders_do_not_hinder_training():
     assert straight(".", epochs=2, save_dataloaders=True)["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_other_settings_in_a_continuation_are_warned_of(tmp_path):
     cut = straight(tmp_path, epochs=1)
     with pytest.warns(UserWarning, match=r"learning_rate \[0.5\] was \[0.001\].*optimizer goes on"):
@@ -270,6 +277,7 @@ def test_two_runs_of_the_same_second_have_files_of_their_own():
     assert len({DiffusionTrainer(it.config, it.model).saved_model_file for _ in range(4)}) == 4
 
 
+@pytest.mark.slow
 def test_resuming_another_model_is_refused(tmp_path):
     cut = straight(tmp_path, epochs=1)
     with pytest.raises(ValueError, match=r"\[DiffuRec\], not \[DiffuRecSys\]"):
@@ -310,6 +318,7 @@ def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(tmp_path):
     assert json.loads(out.stdout.splitlines()[-1]) == dict(expected["test_result"])
 
 
+@pytest.mark.slow
 def test_tensorboard_has_what_a_diffusion_run_needs():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
