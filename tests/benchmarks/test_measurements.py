@@ -1,0 +1,35 @@
+"""The scripts that measure time and memory run, each at its smallest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ..conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def measure(script: str, *flags: str) -> None:
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / script), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_kind_of_rows_has_its_cost(tmp_path):
+    measure("data_cost.py", "--interactions=2e4", f"--output={tmp_path / 'cost'}")
+    runs = {run["kind"]: run for run in json.loads((tmp_path / "cost.json").read_text())["runs"]}
+    assert not [run["ended"] for run in runs.values() if "ended" in run]
+    assert runs["prefixes"]["rows"] == runs["recbole"]["rows"] > 10 * runs["windows"]["rows"]
+
+
+def test_every_entry_has_its_throughput(tmp_path):
+    sizes = {"hidden_size": 16, "inner_size": 16, "num_steps": 4, "sampling_steps": 2, "MAX_ITEM_LIST_LENGTH": 5}
+    flags = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+    where = ["--dataset", "markov-toy", "--data_path", str(ROOT / "dataset"), "--output", str(tmp_path / "table")]
+    measure("throughput.py", *where, "--rounds", "1", *flags)
+    table = (tmp_path / "table.md").read_text()
+    assert "| PreferDiff of width 512 |" in table and "| ADRec |" in table
