@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from recbole_diffusion.cli import errors_in_one_line, model_summaries, parse_flags
+from recbole_diffusion.cli import begin, errors_in_one_line, model_summaries, parse_flags
 
 AXES = {
     "length": ("MAX_ITEM_LIST_LENGTH", [10, 25, 50, 100, 200]),
@@ -173,6 +173,7 @@ def main() -> None:
         import torch
         import yaml
 
+        begin()
         from recbole_diffusion.quick_start import build_config
 
         config_dict = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}

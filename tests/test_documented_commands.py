@@ -26,12 +26,12 @@ TINY = ["hidden_size=16", "inner_size=16", "n_layers=1", "n_heads=2", "MAX_ITEM_
 ONE_STEP = ["epochs=1", "limit_train_batches=1"]
 # program -> flags that make it short, where the command does not give them itself
 SHORT = {
-    "run": [*ONE_STEP, *TINY, "num_steps=4"],
-    "tune": [*ONE_STEP, "eval_batch_size=1024", "num_steps=20", "sampling_steps=2", "MAX_ITEM_LIST_LENGTH=5"],
-    "compare": [*ONE_STEP, *TINY, "num_steps=4"],
+    "run": [*ONE_STEP, *TINY],
+    "tune": [*ONE_STEP, "eval_batch_size=1024", "MAX_ITEM_LIST_LENGTH=5"],
+    "compare": [*ONE_STEP, *TINY],
     "analysis": ["max_users=20"],
     "recommend": [],
-    "reproduce": ["results=trial", *(f"set={item}" for item in (*ONE_STEP, "num_steps=3", "n_layers=1"))],
+    "reproduce": ["results=trial", *(f"set={item}" for item in ONE_STEP)],
     "throughput": ["entries=SASRec;DiffuRec", "set=num_steps=3"],
     "scaling": [
         "axes=batch",
@@ -135,7 +135,7 @@ def checkpoint(tree) -> str:
 ALL = [(page.relative_to(ROOT), command) for page in PAGES for command in commands_of(page)]
 
 
-@pytest.mark.probe
+@pytest.mark.slow
 @pytest.mark.parametrize("page, command", [one for one in ALL if not one[1].startswith(NOT_HERE)])
 def test_a_command_of_the_documents_runs(tree, checkpoint, ran, page, command):
     words = shortened(command, checkpoint)
@@ -146,7 +146,7 @@ def test_a_command_of_the_documents_runs(tree, checkpoint, ran, page, command):
     ran.append(f"{page}: {shlex.join(words)}")
 
 
-@pytest.mark.probe
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tree, checkpoint, ran):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import " in block]

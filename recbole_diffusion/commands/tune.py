@@ -23,7 +23,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, str]]:
     add("--config_files", default="", help="YAML files with parameters, separated by spaces")
     add("--params_file", help="what to search: a line for each parameter (default: props/hyper/<Model>.hyper)")
     add("--output_file", help="results; beside it the best parameters as <output_file>.yaml, and what a "
-        "continued search needs (default: hyper_results/<Model>-<dataset>.result)")  # fmt: skip
+        "continued search needs (default: hyper_results/<Model>-<dataset>-<tool>.result)")  # fmt: skip
     add("--display_file", help="plot of the search, an HTML page")
     add("--tool", default="Hyperopt", help="Hyperopt or Ray (default: %(default)s)")
     hyperopt = parser.add_argument_group("Hyperopt")

@@ -96,7 +96,7 @@ def _plan(model, dataset, params_file, tool, config_file_list, config_dict, outp
     _check_space(space, config, config_dict, params_file, tool)
     if tool == "Hyperopt":
         options["algo"] = _check_algo(options["algo"], space)
-    output = Path(output_file or Path("hyper_results") / f"{model}-{dataset}.result")
+    output = Path(output_file or Path("hyper_results") / f"{model}-{dataset}-{tool.lower()}.result")
     return Search(tool, options, space, config, _shared_parameters(config), output)
 
 

@@ -153,16 +153,16 @@ def test_hyperopt_covers_the_grid_and_its_yaml_trains_to_the_same_metrics(traine
     assert sorted(points) == [(0.001, 4), (0.001, 6), (0.004, 4), (0.004, 6)] and len(trained) == 4
     assert found["best_valid_score"] == max(trial["best_valid_score"] for trial in found["trials"])
 
-    assert found["best_file"] == "hyper_results/DiffuRec-markov-toy.result.yaml"
+    assert found["best_file"] == "hyper_results/DiffuRec-markov-toy-hyperopt.result.yaml"
     assert yaml.safe_load(Path(found["best_file"]).read_text()) == found["best_params"]
     config_dict = {**SHORT, "data_path": str(ROOT / "dataset"), "show_progress": False}
     again = run("DiffuRec", "markov-toy", [found["best_file"]], config_dict)
     assert again["test_result"] == found["test_result"]
     assert again["best_valid_score"] == found["best_valid_score"]
 
-    text = Path("hyper_results/DiffuRec-markov-toy.result").read_text()
+    text = Path("hyper_results/DiffuRec-markov-toy-hyperopt.result").read_text()
     assert text.count("Valid result:") == text.count("Test result:") == 4 and "learning_rate:0.004" in text
-    table = pd.read_csv("hyper_results/DiffuRec-markov-toy.result.csv")
+    table = pd.read_csv("hyper_results/DiffuRec-markov-toy-hyperopt.result.csv")
     assert len(table) == 4 and table["best_valid_score"].max() == pytest.approx(found["best_valid_score"])
     best = table.loc[table["best_valid_score"].idxmax()]
     for protocol, metrics in again["test_results"].items():
@@ -405,7 +405,7 @@ def test_the_script_prints_a_command_that_trains_with_the_best():
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert "Best of 1 trials of DiffuRecSys on markov-toy" in lines
-    files = "'--config_files=base.yaml hyper_results/DiffuRecSys-markov-toy.result.yaml'"
+    files = "'--config_files=base.yaml hyper_results/DiffuRecSys-markov-toy-hyperopt.result.yaml'"
     command = f"  recbole-diffusion run --model=DiffuRecSys --dataset=markov-toy {files} --epochs=1 {data}"
     assert lines[-1] == command
 
