@@ -47,14 +47,26 @@ def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
     if unlisted:
         page.append(f"Not in the manifest, and left out: {', '.join(unlisted)}.\n")
     for dataset in manifest.datasets:
-        runs = {row.name: found.get((row.name, dataset), []) for row in manifest.runs}
-        page += [f"## {dataset}\n", metric_table(manifest, dataset, runs, papers)]
-        page += [f"### Against {manifest.baseline}, seed by seed\n", significance_table(manifest, runs)]
-        page += ["### Cost to quality\n", cost_table(manifest, runs)]
-        page += ["### Commands\n", commands(manifest, dataset, runs)]
+        page += [f"## {dataset}\n", *dataset_tables(manifest, dataset, found, papers)]
     page += ["## Rows\n", row_table(manifest)]
     page += notes(manifest, results)
     return "\n".join(page)
+
+
+def dataset_tables(manifest: Manifest, dataset: str, found: Mapping, papers: Mapping) -> list[str]:
+    """The tables of a dataset's rows that have runs; the others stand in one line with their command."""
+    runs = {row.name: found[row.name, dataset] for row in manifest.runs if (row.name, dataset) in found}
+    rows = [row for row in manifest.runs if row.name in runs]
+    parts = []
+    if rows:
+        parts += [metric_table(manifest, rows, dataset, runs, papers)]
+        parts += [f"### Against {manifest.baseline}, seed by seed\n", significance_table(manifest, rows, runs)]
+        parts += ["### Cost to quality\n", cost_table(rows, runs), "### Commands\n", commands(dataset, runs)]
+    rest = [row.name for row in manifest.runs if row.name not in runs]
+    if rest:
+        everything = "" if rows else "everything, "
+        parts.append(f"{NOT_RUN.capitalize()}: {everything}`{command(dataset, rest if rows else [])}`\n")
+    return parts
 
 
 def load_runs(results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -73,10 +85,10 @@ def metric_of(run: Mapping[str, Any], metric: str, protocol: str = "candidates")
     return found[metric.lower().replace("hr@", "hit@")]
 
 
-def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], papers: Mapping) -> str:
+def metric_table(manifest: Manifest, rows: list[Row], dataset: str, runs: Mapping[str, list], papers: Mapping) -> str:
     """Ours, the paper's and the difference, with epochs, seconds and device."""
     lines, changes = [], []
-    for row in manifest.runs:
+    for row in rows:
         own, paper = runs[row.name], paper_values(row, dataset, papers)
         cells = [measured_cell(own, metric) for metric in METRICS]
         changed = changed_keys(row, dataset, own)
@@ -105,13 +117,11 @@ def metric_table(manifest: Manifest, dataset: str, runs: Mapping[str, list], pap
 
 def measured_cell(runs: list[dict[str, Any]], metric: str, protocol: str = "candidates") -> str:
     """Mean, spread and number of seeds."""
-    return f"{metric_cell([metric_of(run, metric, protocol) for run in runs])} ({len(runs)})" if runs else NOT_RUN
+    return f"{metric_cell([metric_of(run, metric, protocol) for run in runs])} ({len(runs)})"
 
 
 def effort(runs: list[dict[str, Any]]) -> list[str]:
     """Epochs with the best among them, seconds, device."""
-    if not runs:
-        return [NOT_RUN] * 3
     epochs, best, seconds = (statistics.fmean(run[key] for run in runs) for key in ("epochs", "best_epoch", "seconds"))
     devices = {device_label(part) for run in runs for part in run["made_by"]}
     return [f"{epochs:.0f} ({best:.0f})", f"{seconds:,.0f}", "; ".join(sorted(devices))]
@@ -149,11 +159,11 @@ def changed_keys(row: Row, dataset: str, runs: list[dict[str, Any]]) -> list[str
     return sorted(changed)
 
 
-def significance_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
+def significance_table(manifest: Manifest, rows: list[Row], runs: Mapping[str, list]) -> str:
     """Paired t-test over the seeds that a row shares with the baseline."""
-    base = {run["seed"]: run for run in runs[manifest.baseline]}
+    base = {run["seed"]: run for run in runs.get(manifest.baseline, ())}
     lines = []
-    for row in manifest.runs:
+    for row in rows:
         own = {run["seed"]: run for run in runs[row.name]}
         seeds = sorted(own.keys() & base.keys())
         if row.name == manifest.baseline or len(seeds) < 2:
@@ -170,10 +180,10 @@ def significance_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
     return "Mean difference and p of a two-sided paired t-test over the shared seeds.\n\n" + markdown_table(head, lines)
 
 
-def cost_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
+def cost_table(rows: list[Row], runs: Mapping[str, list]) -> str:
     """Epochs and seconds until validation was near its best, and until it passed the paper's test value."""
     lines = []
-    for row in manifest.runs:
+    for row in rows:
         cells = [cost_cell(runs[row.name], key) for key in ("within_2_percent", "past_paper")]
         lines.append([row.name, *(text for pair in cells for text in pair)])
     head = ["", "epochs to 2 % of best", "seconds", "epochs to the paper's NDCG@10", "seconds"]
@@ -186,8 +196,6 @@ def cost_table(manifest: Manifest, runs: Mapping[str, list]) -> str:
 
 def cost_cell(runs: list[dict[str, Any]], key: str) -> list[str]:
     """Means of epochs and seconds, and how many of the seeds came there."""
-    if not runs:
-        return [NOT_RUN] * 2
     goals = [run["cost_to_quality"][key] for run in runs]
     if all(goal is None for goal in goals):
         return ["no value", "no value"]
@@ -199,14 +207,18 @@ def cost_cell(runs: list[dict[str, Any]], key: str) -> list[str]:
     return [f"{epochs:.0f}{share}", f"{seconds:,.0f}{share}"]
 
 
-def commands(manifest: Manifest, dataset: str, runs: Mapping[str, list]) -> str:
-    """What fills each row, and says which seeds are there."""
-    lines = ["```bash"]
-    for row in manifest.runs:
-        words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/", f"--datasets={dataset}"]
-        have = ", ".join(str(run["seed"]) for run in runs[row.name]) or "none"
-        lines.append(f"{shlex.join([*words, f'--runs={row.name}'])}  # seeds run: {have}")
-    return "\n".join([*lines, "```\n"])
+def commands(dataset: str, runs: Mapping[str, list]) -> str:
+    """What makes each row again, and says which seeds are there."""
+    lines = [
+        f"{command(dataset, [name])}  # seeds run: {', '.join(str(run['seed']) for run in runs[name])}" for name in runs
+    ]
+    return "\n".join(["```bash", *lines, "```\n"])
+
+
+def command(dataset: str, rows: list[str]) -> str:
+    """What runs these rows on a dataset; all of them where none is named."""
+    words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/", f"--datasets={dataset}"]
+    return shlex.join([*words, *([f"--runs={','.join(rows)}"] if rows else [])])
 
 
 def row_table(manifest: Manifest) -> str:
