@@ -17,7 +17,7 @@ def _kind(kind: str):
 
 _integer, _number, _flag, _choice = map(_kind, ("integer", "number", "flag", "choice"))
 _integers, _text, _texts, _path, _mapping, _any = map(_kind, ("integers", "text", "texts", "path", "mapping", "any"))
-_names, _interval, _shares = map(_kind, ("names", "interval", "shares"))
+_name, _names, _interval, _shares = map(_kind, ("name", "names", "interval", "shares"))
 _share = partial(_number, low=0, below=1)
 _machine_flag, _machine_path = partial(_flag, changes="nothing"), partial(_path, changes="nothing", null=True)
 
@@ -33,8 +33,8 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 MODEL_KEYS: dict[str, tuple[Key, ...]] = {
     "Model": (
         _integer("hidden_size", "size of the item embeddings and the hidden state (D)", low=1),
-        _integer("n_layers", "number of transformer blocks", low=1),
-        _integer("n_decoder_layers", "number of blocks that restore the noised items (ADRec)", low=1),
+        _integer("n_layers", "number of transformer blocks", low=1, high=1000),
+        _integer("n_decoder_layers", "number of blocks that restore the noised items (ADRec)", low=1, high=1000),
         _choice("decoder", "how the noised items are restored (ADRec)", choices=("attention", "mlp")),
         _integer("n_heads", "number of attention heads; divides hidden_size", low=1),
         _integer("inner_size", "inner size of the feed-forward network", low=1),
@@ -72,7 +72,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _integer("logits_chunk", "most item scores held at once by loss and top-k", low=1),
     ),
     "Diffusion": (
-        _integer("num_steps", "number of diffusion steps (T)", low=1),
+        _integer("num_steps", "number of diffusion steps (T)", low=1, high=10**6),
         _choice("noise_schedule", "how the betas grow", choices=_SCHEDULES),
         _number("beta_start", "first beta of the schedule linear", above=0, below=1),
         _number("beta_end", "last beta of the schedule linear", above=0, below=1),
@@ -182,14 +182,14 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _text("dataset", "name of the dataset"),
         _mapping("per_model", "what differs for one model: {model: {key: value}}", null=True),
         _integer("MAX_ITEM_LIST_LENGTH", "longest history", low=1),
-        _text("USER_ID_FIELD", "column of the users"),
-        _text("ITEM_ID_FIELD", "column of the items"),
-        _text("TIME_FIELD", "column of the times"),
-        _text("RATING_FIELD", "column of the ratings", null=True),
-        _text("LABEL_FIELD", "column of the labels, made where there is none", null=True),
-        _text("NEG_PREFIX", "what the names of the columns of negatives begin with"),
-        _text("LIST_SUFFIX", "what the names of the columns of histories end with"),
-        _text("ITEM_LIST_LENGTH_FIELD", "column of the histories' lengths"),
+        _name("USER_ID_FIELD", "column of the users"),
+        _name("ITEM_ID_FIELD", "column of the items"),
+        _name("TIME_FIELD", "column of the times"),
+        _name("RATING_FIELD", "column of the ratings", null=True),
+        _name("LABEL_FIELD", "column of the labels, made where there is none", null=True),
+        _name("NEG_PREFIX", "what the names of the columns of negatives begin with"),
+        _name("LIST_SUFFIX", "what the names of the columns of histories end with"),
+        _name("ITEM_LIST_LENGTH_FIELD", "column of the histories' lengths"),
         _interval("user_inter_num_interval", "how many interactions a user must have", null=True),
         _interval("item_inter_num_interval", "how many interactions an item must have", null=True),
         _flag("filter_inter_by_user_or_item", "count interactions again when users or items are gone"),

@@ -15,6 +15,7 @@ NOUNS = {
     "number": "a number",
     "flag": "True or False",
     "text": "a text",
+    "name": "a text that is not empty",
     "texts": "a text or a list of texts",
     "names": "a list of texts",
     "interval": "an interval such as [5,inf), or several, separated by ;",
@@ -41,7 +42,7 @@ class Key:
     """A configuration key: its meaning, what it may hold, and what depends on it.
 
     ``kind`` is ``integer``, ``number`` (finite), ``integers`` (a list, or with ``count`` also their number), ``flag``,
-    ``choice``, ``text``, ``texts`` (one or a list), ``names`` (a list of texts, maybe none), ``interval``,
+    ``choice``, ``text``, ``name``, ``texts`` (one or a list), ``names`` (a list of texts, maybe none), ``interval``,
     ``shares`` (a list of numbers >= 0), ``path``, ``mapping`` (of ``fields``, where given) or ``any``.
     ``choices`` are the values of a choice, and for other kinds words that may stand in place of a value. A number lies
     in [``low``, ``high``], or in the open ``above`` and ``below``.
@@ -114,6 +115,8 @@ class Key:
         if self.kind == "texts":
             values = value if isinstance(value, (list, tuple)) and value else [value]
             return all(isinstance(item, str) for item in values)
+        if self.kind == "name":
+            return isinstance(value, str) and bool(value.strip())
         if self.kind == "names":
             return isinstance(value, list) and all(isinstance(item, str) for item in value)
         if self.kind == "shares":

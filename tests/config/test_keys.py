@@ -99,6 +99,7 @@ def test_a_choice_is_one_of_its_words(name, value):
         ("beta_start", [0.5], [0, 1]),
         ("hidden_dropout_prob", [0, 0.99], [1.0, -0.1]),
         ("metric_decimal_place", [0, 6], [-1, 6.0, 400]),
+        ("LIST_SUFFIX", ["_list"], ["", " ", None, 5]),
         ("worker", [0, 8], [-1, 100_000]),
         ("sampling_steps", [None, 3], [0, "all"]),
         ("noised_items", [1, "all"], [0, "last", None]),
