@@ -104,6 +104,11 @@ def errors_in_one_line() -> Iterator[None]:
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, MemoryError) and "memory" not in text:
+            raise
+        raise SystemExit(f"MemoryError: sizes or batches of these settings do not fit here. {text}") from error
 
 
 def _warning_line(message, category, filename, lineno, line=None) -> str:

@@ -244,7 +244,10 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
             f"dataset [{config['dataset']}] of model_file [{model_file}] was not found: [{config['data_path']}] does "
             f"not exist. Set data_path to the folder that holds {config['dataset']}/."
         )
-    dataset, train_data, valid_data, test_data = prepare_data(config)
+    try:
+        dataset, train_data, valid_data, test_data = prepare_data(config)
+    except ValueError as error:
+        raise ValueError(f"model_file [{model_file}]: {error}") from error
     init_seed(config["seed"], config["reproducibility"])
     model = model_of(checkpoint, config, train_data._dataset, model_file)
     return config, model, dataset, train_data, valid_data, test_data

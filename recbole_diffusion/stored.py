@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -9,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from recbole.config import Config
 from recbole.utils import get_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_diffusion.config.checks import check_keys
 from recbole_diffusion.config.keys import KEYS, MACHINE_KEYS, RUN
@@ -27,6 +30,8 @@ NEVER_FROM_A_FILE = MACHINE_KEYS | DERIVED | FILES | {"config_file"} | {key for 
 NAME = re.compile(r"\w[\w .()+,@=-]*")
 NAME_KEYS = ("dataset", "benchmark_filename", "additional_feat_suffix")
 ALWAYS_ALLOWED = 10_000  # of what has a size in no weight, such as the longest history
+MOST_SEEDS, MOST_LAYERS = 1000, 100  # where the weights say nothing of their number
+ROOM = 2**27  # numbers that a model may have beside those of its file, such as the masks of RecBole's FEARec
 
 
 def config_of(checkpoint: Mapping[str, Any], model_file, config_dict: Mapping[str, Any] | None = None) -> Config:
@@ -70,7 +75,9 @@ def model_of(checkpoint: Mapping[str, Any], config: Config, dataset, model_file)
         The weights are of another shape, or not finite.
     """
     try:
-        model = get_model(config["model"])(config, dataset).to(config["device"])
+        with _Room(os.path.getsize(model_file) // 2 + ROOM):  # twice its numbers, of four bytes each
+            model = get_model(config["model"])(config, dataset)
+        model = model.to(config["device"])
     except (NeedsData, FileNotFoundError):
         raise
     except Exception as error:
@@ -120,16 +127,39 @@ def _check_sizes(values: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
     """Raise ValueError where a number would make a model larger than the weights that are there for it."""
     shapes = [tuple(value.shape) for value in checkpoint["state_dict"].values()]
     widest = max((size for shape in shapes for size in shape), default=0)
+    most_layers = max(len(shapes), MOST_LAYERS)
     for key, value in values.items():
         if key in RUN and key != "MAX_ITEM_LIST_LENGTH" or key in ("logits_chunk", "n_sampled_items"):
             continue  # of no weight
         layers = key.startswith(("n_layer", "num_layer")) or "block" in key or key.endswith("_layers")
-        most = len(shapes) if layers else max(widest, ALWAYS_ALLOWED)
-        if key == "inference_seeds" and not isinstance(value, int):
-            continue  # a list is as long as it is
-        for number in _integers(value):
-            if number > most:
-                raise ValueError(f"{key} [{number}] is more than its {len(shapes)} tensors of up to {widest} can hold.")
+        numbers, most = list(_integers(value)), most_layers if layers else max(widest, ALWAYS_ALLOWED)
+        if key == "inference_seeds":
+            numbers, most = numbers if isinstance(value, int) else [len(numbers)], MOST_SEEDS
+        elif len(numbers) > most_layers:
+            raise ValueError(f"{key} holds {len(numbers):,} numbers, and the file {len(shapes)} tensors.")
+        if max(numbers, default=0) > most:
+            raise ValueError(
+                f"{key} [{max(numbers)}] is more than its {len(shapes)} tensors of up to {widest} can hold."
+            )
+
+
+class _Room(TorchDispatchMode):
+    """Refuse to make more than so many numbers in all: weights, copies of layers, and masks."""
+
+    MAKE = {torch.ops.aten.empty, torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full}
+    MAKE |= {torch.ops.aten.randn, torch.ops.aten.rand, torch.ops.aten.clone}
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = numbers
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in self.MAKE:
+            shape = args[0].shape if isinstance(args[0], torch.Tensor) else args[0]
+            self.left -= math.prod(shape)
+            if self.left < 0:
+                raise ValueError("its settings make a model larger than the file.")
+        return func(*args, **(kwargs or {}))
 
 
 def _check_items(size: int, checkpoint: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from recbole_diffusion.compat.pandas_calls import FilledTable
 
 TYPES = [kind.value for kind in FeatureType]
 PADDING = "[PAD]"
+COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")  # gzip, zip, bzip2, xz, zstd
 CHUNK = 1 << 22  # characters looked at in one go
 
 
@@ -161,7 +162,7 @@ def read_header(path, separator: str, encoding: str) -> list[str]:
     path = Path(path)
     with path.open("rb") as file:
         start = file.read(4)
-    if start[:2] == b"\x1f\x8b" or start == b"PK\x03\x04":
+    if start.startswith(COMPRESSED):
         raise ValueError(f"dataset file [{path}] is compressed: unpack it.")
     with _told(path, encoding), path.open(encoding=encoding) as text:
         if start[:3] == codecs.BOM_UTF8 and codecs.lookup(encoding).name == "utf-8":
@@ -182,6 +183,8 @@ def _told(path: Path, encoding: str):
 
 
 def _check_header(path: Path, header: str, separator: str) -> list[str]:
+    if "\0" in header:
+        raise ValueError(f"dataset file [{path}] is no text in this encoding, or no text at all: it holds NUL.")
     columns = header.split(separator)
     for column in columns:
         name, _, kind = column.partition(":")
@@ -216,6 +219,7 @@ def _check_line(where: str, line: str, separator: str, width: int) -> None:
         return  # pandas passes over it
     found = line.count(separator) + 1
     if '"' in line and len(separator) == 1:
+        csv.field_size_limit(max(csv.field_size_limit(), len(line)))
         try:
             found = len(next(csv.reader([line], delimiter=separator, strict=True)))
         except csv.Error as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral
@@ -17,10 +18,14 @@ def check_keys(config: Mapping[str, Any], run_only: bool = False) -> None:
     """Raise ValueError for a key whose value the table does not allow.
 
     With ``run_only`` the keys of models are passed over: a model of RecBole's may mean something else by their names.
+    No number is NaN or infinite, whatever reads it.
     """
     for name, key in KEYS.items():
         if name in config and (name in RUN or not run_only):
             key.check(config[name])
+    for name, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} [{value}] must be finite.")
 
 
 def check_choice(config: Mapping[str, Any], key: str, allowed: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ def _kind(kind: str):
 
 _integer, _number, _flag, _choice = map(_kind, ("integer", "number", "flag", "choice"))
 _integers, _text, _texts, _path, _mapping, _any = map(_kind, ("integers", "text", "texts", "path", "mapping", "any"))
+_name, _names, _interval, _shares = map(_kind, ("name", "names", "interval", "shares"))
 _share = partial(_number, low=0, below=1)
 _machine_flag, _machine_path = partial(_flag, changes="nothing"), partial(_path, changes="nothing", null=True)
 
@@ -32,8 +33,8 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 MODEL_KEYS: dict[str, tuple[Key, ...]] = {
     "Model": (
         _integer("hidden_size", "size of the item embeddings and the hidden state (D)", low=1),
-        _integer("n_layers", "number of transformer blocks", low=1),
-        _integer("n_decoder_layers", "number of blocks that restore the noised items (ADRec)", low=1),
+        _integer("n_layers", "number of transformer blocks", low=1, high=1000),
+        _integer("n_decoder_layers", "number of blocks that restore the noised items (ADRec)", low=1, high=1000),
         _choice("decoder", "how the noised items are restored (ADRec)", choices=("attention", "mlp")),
         _integer("n_heads", "number of attention heads; divides hidden_size", low=1),
         _integer("inner_size", "inner size of the feed-forward network", low=1),
@@ -71,7 +72,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _integer("logits_chunk", "most item scores held at once by loss and top-k", low=1),
     ),
     "Diffusion": (
-        _integer("num_steps", "number of diffusion steps (T)", low=1),
+        _integer("num_steps", "number of diffusion steps (T)", low=1, high=10**6),
         _choice("noise_schedule", "how the betas grow", choices=_SCHEDULES),
         _number("beta_start", "first beta of the schedule linear", above=0, below=1),
         _number("beta_end", "last beta of the schedule linear", above=0, below=1),
@@ -159,7 +160,11 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _flag("paper_protocol", "use props/protocol.yaml for RecBole's models too, as every command here does"),
         _flag("mask_history", "whether early stopping follows the metrics with the history masked"),
         _mapping("eval_args", "split, order and candidates of the evaluation", fields=(
-            _mapping("split", "such as {LS: valid_and_test}"),
+            _mapping("split", "such as {LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}", null=True, fields=(
+                _choice("LS", "leave one out", choices=("valid_and_test", "valid_only", "test_only")),
+                _shares("RS", "share of each part"),
+                _shares("TS", "share of each part, by time"),
+            )),
             _choice("group_by", "split each user's rows, or all", choices=("user", "none", "None"), null=True),
             _choice("order", "random or by time", choices=("RO", "TO")),
             _any("mode", "full, labeled, uniN or popN"),
@@ -170,18 +175,44 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _texts("metrics", "metrics to report"),
         _integers("topk", "lengths k of the ranked lists", low=1),
         _text("valid_metric", "the metric that early stopping follows, such as NDCG@10"),
-        _integer("metric_decimal_place", "digits of a metric", low=0),
+        _integer("metric_decimal_place", "digits of a metric", low=0, high=15),
     ),
     "Data": (
         _text("model", "name of the model"),
         _text("dataset", "name of the dataset"),
         _mapping("per_model", "what differs for one model: {model: {key: value}}", null=True),
         _integer("MAX_ITEM_LIST_LENGTH", "longest history", low=1),
-        _text("USER_ID_FIELD", "column of the users"),
-        _text("ITEM_ID_FIELD", "column of the items"),
-        _text("TIME_FIELD", "column of the times"),
-        _any("user_inter_num_interval", "how many interactions a user must have, such as [5,inf)"),
-        _any("item_inter_num_interval", "how many interactions an item must have"),
+        _name("USER_ID_FIELD", "column of the users"),
+        _name("ITEM_ID_FIELD", "column of the items"),
+        _name("TIME_FIELD", "column of the times"),
+        _name("RATING_FIELD", "column of the ratings", null=True),
+        _name("LABEL_FIELD", "column of the labels, made where there is none", null=True),
+        _name("NEG_PREFIX", "what the names of the columns of negatives begin with"),
+        _name("LIST_SUFFIX", "what the names of the columns of histories end with"),
+        _name("ITEM_LIST_LENGTH_FIELD", "column of the histories' lengths"),
+        _interval("user_inter_num_interval", "how many interactions a user must have", null=True),
+        _interval("item_inter_num_interval", "how many interactions an item must have", null=True),
+        _flag("filter_inter_by_user_or_item", "count interactions again when users or items are gone"),
+        _choice("rm_dup_inter", "which interaction of a user and an item stays", choices=("first", "last"), null=True),
+        _mapping("val_interval", "interactions to keep, {column: interval}", null=True),
+        _mapping("load_col", "columns to read of each file, {inter: [column, ..]}", null=True),
+        _mapping("unload_col", "columns not to read of each file", null=True),
+        _mapping("unused_col", "columns to read and to drop again", null=True),
+        _texts("additional_feat_suffix", "further files of the dataset", null=True),
+        _names("benchmark_filename", "files that are split already: train, valid, test", null=True),
+        _names("alias_of_user_id", "columns of users beside USER_ID_FIELD", null=True),
+        _names("alias_of_item_id", "columns of items beside ITEM_ID_FIELD", null=True),
+        _names("numerical_features", "columns of numbers to embed"),
+        _names("normalize_field", "columns of numbers to normalise", null=True),
+        _flag("normalize_all", "normalise all columns of numbers", null=True),
+        _mapping("discretization", "columns of numbers to sort into buckets", null=True),
+        _mapping("threshold", "labels made of another column, {rating: 4}", null=True),
+        _mapping("preload_weight", "columns of vectors, {column of ids: column of vectors}", null=True),
+        _mapping("seq_len", "longest sequences of columns, {column: length}", null=True),
+        _text("field_separator", "what separates the columns of a file"),
+        _text("seq_separator", "what separates the values of a sequence in a column"),
+        _text("encoding", "of the files, such as latin-1", null=True),
+        _text("transform", "RecBole's change of each batch, such as mask_itemseq", null=True),
     ),
     "Machine": (
         _machine_path("resume", "a checkpoint to go on from; auto: the newest of the same run"),
@@ -194,7 +225,7 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _machine_path("dataloaders_save_path", "the saved data loaders to read"),
         _any("gpu_id", "the GPUs to use, such as 0 or 0,1", changes="nothing"),
         _machine_flag("use_gpu", "as RecBole's"),
-        _integer("worker", "processes that load data", low=0, changes="nothing"),
+        _integer("worker", "processes that load data", low=0, high=64, changes="nothing"),
         _choice("state", "least level of the log", choices=_LEVELS, any_case=True, null=True, changes="nothing"),
         _machine_flag("show_progress", "a progress bar, where the screen is a terminal"),
         _machine_flag("verbose", "show the whole log on the screen, configuration and model with it"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
@@ -14,9 +15,13 @@ NOUNS = {
     "number": "a number",
     "flag": "True or False",
     "text": "a text",
+    "name": "a text that is not empty",
     "texts": "a text or a list of texts",
+    "names": "a list of texts",
+    "interval": "an interval such as [5,inf), or several, separated by ;",
     "path": "a path",
     "mapping": "a mapping",
+    "shares": "a list of numbers >= 0, not all 0",
     "any": "anything",
 }
 TYPES = {
@@ -28,12 +33,17 @@ TYPES = {
 }
 
 
+TOO_LARGE = 2**63  # for a whole number anywhere
+LONGEST = 200  # characters of a value in a message
+
+
 @dataclass(frozen=True)
 class Key:
     """A configuration key: its meaning, what it may hold, and what depends on it.
 
     ``kind`` is ``integer``, ``number`` (finite), ``integers`` (a list, or with ``count`` also their number), ``flag``,
-    ``choice``, ``text``, ``texts`` (one or a list), ``path``, ``mapping`` (of ``fields``, where given) or ``any``.
+    ``choice``, ``text``, ``name``, ``texts`` (one or a list), ``names`` (a list of texts, maybe none), ``interval``,
+    ``shares`` (a list of numbers >= 0), ``path``, ``mapping`` (of ``fields``, where given) or ``any``.
     ``choices`` are the values of a choice, and for other kinds words that may stand in place of a value. A number lies
     in [``low``, ``high``], or in the open ``above`` and ``below``.
 
@@ -79,14 +89,14 @@ class Key:
         if value is None and self.null or isinstance(value, str) and self._is_choice(value):
             return
         if self.kind == "choice":
-            raise ValueError(f"{name} [{value}] is unknown: choose one of {self.allowed}.")
+            raise ValueError(f"{name} [{_shown(value, str)}] is unknown: choose one of {self.allowed}.")
         if not self._accepts(value):
             # Quotes tell the text '64' from the number.
-            raise ValueError(f"{name} [{value!r}] must be {self.allowed}.")
+            raise ValueError(f"{name} [{_shown(value, repr)}] must be {self.allowed}.")
         fields = {field.name: field for field in self.fields}
         for key, item in value.items() if fields else ():
             if key not in fields:
-                raise ValueError(f"{name}.{key} [{item}] is unknown: choose one of {', '.join(fields)}.")
+                raise ValueError(f"{name}.{key} [{_shown(item, str)}] is unknown: choose one of {', '.join(fields)}.")
             fields[key].check(item, f"{name}.{key}")
 
     def _is_choice(self, value: str) -> bool:
@@ -97,7 +107,7 @@ class Key:
             return self._is_number(value, Integral if self.kind == "integer" else Real)
         if self.kind == "integers":
             if self.count and isinstance(value, Integral):
-                return not isinstance(value, bool) and value >= 1
+                return not isinstance(value, bool) and 1 <= value < TOO_LARGE
             # RecBole takes no tuple for its topk, our seeds may be one.
             values = list(value) if isinstance(value, (list, tuple) if self.count else list) else [value]
             whole = all(self._is_number(item, Integral) for item in values)
@@ -105,10 +115,21 @@ class Key:
         if self.kind == "texts":
             values = value if isinstance(value, (list, tuple)) and value else [value]
             return all(isinstance(item, str) for item in values)
+        if self.kind == "name":
+            return isinstance(value, str) and bool(value.strip())
+        if self.kind == "names":
+            return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if self.kind == "shares":
+            numbers = isinstance(value, list) and all(self._is_number(item, Real) and item >= 0 for item in value)
+            return numbers and sum(value) > 0
+        if self.kind == "interval":  # RecBole passes over one that it cannot read
+            return isinstance(value, (str, list, tuple)) and all(map(_is_interval, str(value).split(";")))
         return isinstance(value, TYPES[self.kind])
 
     def _is_number(self, value: Any, kind: type) -> bool:
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        if abs(value) >= TOO_LARGE if isinstance(value, Integral) else not math.isfinite(value):
             return False
         return not (
             (self.low is not None and value < self.low)
@@ -116,3 +137,19 @@ class Key:
             or (self.above is not None and value <= self.above)
             or (self.below is not None and value >= self.below)
         )
+
+
+def _is_interval(text: str) -> bool:
+    found = re.fullmatch(r"[\[(]([^,]+),([^,]+)[\])]", text.strip())
+    try:
+        return found is not None and float(found[1]) <= float(found[2])
+    except ValueError:
+        return False
+
+
+def _shown(value: Any, form: Callable[[Any], str]) -> str:
+    try:
+        text = " ".join(form(value).splitlines())
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from recbole_diffusion.compat.files import whole_file
 from recbole_diffusion.data.tables import as_tokens, choose_columns, open_table, whole_numbers
 from recbole_diffusion.data.times import PER_SECOND, as_date, read_times, times_as_text
 from recbole_diffusion.data.tokens import LONGEST, escape_token, restore_token
@@ -259,20 +259,15 @@ def _check_left(frame: pd.DataFrame, name: str, trainable: bool) -> None:
 def _write(file: Path, fields: tuple[str, str, str], users: pa.Array, items: pa.Array, times: pa.Array) -> None:
     """Write the atomic file beside its place and move it there."""
     new = not file.parent.exists()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with whole_file(file, "wb") as stream:
             stream.write(HEADER.format(*fields).encode())
             pyarrow.csv.write_csv(
                 pa.table([users, items, times], names=list(fields)),
                 stream,
                 pyarrow.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none"),
             )
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
     except BaseException:
-        os.unlink(temporary)
         if new:
             file.parent.rmdir()
         raise

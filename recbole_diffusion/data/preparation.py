@@ -47,12 +47,21 @@ def prepare_data(config: Config):
     Raises
     ------
     FileNotFoundError, ValueError
-        As `load_dataset`; or no user has two interactions.
+        As `load_dataset`; or no user has two interactions, or a key does not fit the data.
     """
-    dataset = load_dataset(config)
     try:
+        dataset = load_dataset(config)
         return dataset, *data_preparation(config, dataset)
+    except (AttributeError, LookupError, NotImplementedError, TypeError) as error:  # as RecBole says it
+        text = " ".join(str(error).split())
+        raise ValueError(f"dataset [{config['dataset']}] cannot be prepared with these settings: {text}") from error
     except ValueError as error:
+        if "feat is empty" in str(error):
+            raise ValueError(
+                f"dataset [{config['dataset']}] has no interaction left: user_inter_num_interval "
+                f"[{config['user_inter_num_interval']}], item_inter_num_interval [{config['item_inter_num_interval']}] "
+                f"and val_interval [{config['val_interval']}] drop all."
+            ) from error
         if "num_samples" not in str(error):  # PyTorch's word for an empty training part
             raise
         raise ValueError(

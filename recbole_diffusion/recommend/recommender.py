@@ -92,7 +92,7 @@ class Recommender(FrameRecommender):
         config, state = config_of(checkpoint, model_file, config_dict), checkpoint.get("other_parameter") or {}
         if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
             raise ValueError(f"model_file [{model_file}] holds [{config['model']}], which reads no histories.")
-        self.name, tokens = config["model"], state.get("item_tokens")
+        self.name, self.model_file, tokens = config["model"], model_file, state.get("item_tokens")
         try:
             model = model_of(checkpoint, config, Catalogue(config["ITEM_ID_FIELD"], tokens), model_file)
         except NeedsData:
@@ -153,7 +153,7 @@ class Recommender(FrameRecommender):
             seen = _padded([known for known, _ in encoded], max(len(known) for known, _ in encoded)).to(self.device)
         found = []
         best = self._topk(interaction, k, seen)
-        check_scores(best[0], self.name, may_be_empty=True)
+        check_scores(best[0], f"{self.name}] of model_file [{self.model_file}", may_be_empty=True)
         scores, items, spread = (part if part is None else part.tolist() for part in best)
         for row, (_, unknown) in enumerate(encoded):
             left = sum(score > -torch.inf for score in scores[row])  # excluded items come last

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +76,8 @@ def export_onnx(model_file: str | Path, output: str | Path, inference_seeds: Any
     encoder = HistoryEncoder(recommender.model.cpu())
     _check_exportable(recommender, encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
+    folder.mkdir()
     try:
         length = recommender.model.max_seq_length
         _write_graph(encoder, length, folder / "encoder.onnx")
@@ -92,7 +93,6 @@ def export_onnx(model_file: str | Path, output: str | Path, inference_seeds: Any
             "inference_seeds": seeds,
         }
         (folder / "model.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        folder.chmod(0o755)
         folder.rename(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

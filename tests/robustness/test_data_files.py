@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 
@@ -31,9 +33,24 @@ def changed(row: int, **fields) -> list[tuple]:
 @pytest.mark.parametrize(
     "token",
     ["nan", "NA", "null", "None", "NULL", "N/A", "<NA>", "#N/A", "1.#IND", "0012", "1e5", "true", " x", "x ", "é", "💿"]
+    + [
+        "a\x0bb",
+        "a\x1cb",
+        "a\x85b",
+        "a\u2028b",
+        "\u202eab",
+        "\x07",
+        "\\t",
+        "\u241b",
+        " ",
+        "a%20b",
+        'a"b',
+        'a"',
+    ]
     + ["'", "#1", "a b", "a,b", "-1", "=1+1", "../x", "[UNK]", "x" * 100_000],
 )
-def test_an_id_is_kept_as_it_stands(token):
+def test_an_id_is_kept_as_it_stands(token, tried):
+    tried(2)
     assert token in items_of(changed(5, item=token))
     write(changed(5, user=token))
     assert token in prepare("SASRec")[1][0].field2id_token["user_id"]
@@ -68,6 +85,19 @@ def test_a_bad_row_is_refused_with_its_place(rows, message):
     with pytest.raises(ValueError, match=f"(?s)^dataset file .{file}.*{message}") as error:
         prepare("SASRec")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("time", ["-5", " 17 ", "99999999999999999999999999", "1e10", "1700000000.25", "+3", ".5"])
+def test_any_finite_number_is_a_time(time):
+    write(changed(5, time=time))
+    assert prepare("SASRec")[1][0].item_num == 13
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "1e309", "yesterday", "0x10", "1,5", "1_000", "--1", "١٢٣"])
+def test_what_is_no_number_is_no_time(time):
+    file = write(changed(5, time=time))
+    with pytest.raises(ValueError, match=f"{file}.*row 6: timestamp .* must be a finite number"):
+        prepare("SASRec")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +137,11 @@ def test_the_end_of_the_file_needs_no_new_line_and_empty_lines_are_passed_over()
 @pytest.mark.parametrize(
     "recode, message",
     [
-        (lambda data: gzip.compress(data), "is compressed: unpack it"),
+        *[(pack, "is compressed: unpack it") for pack in (gzip.compress, bz2.compress, lzma.compress)],
+        (lambda data: b"\x28\xb5\x2f\xfd" + data, "is compressed: unpack it"),
+        (lambda data: b"PK\x03\x04" + data, "is compressed: unpack it"),
+        (lambda data: b"PAR1\0\0" + data, "NUL"),
+        (lambda data: data.decode().encode("utf-32-le"), "no text in this encoding.*NUL"),
         (lambda data: data.decode().encode("utf-16"), "is no utf-8 text"),
         (lambda data: data.replace(b"i3", "é".encode("latin-1")), "is no utf-8 text.*set encoding"),
         (lambda data: b"", "name each column"),

@@ -34,6 +34,11 @@ def good_last(good) -> Path:
 
 
 @pytest.fixture(scope="module")
+def good_sasrec(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("sasrec"), "SASRec")
+
+
+@pytest.fixture(scope="module")
 def good_ease(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("ease"), "EASE")
 
@@ -98,6 +103,51 @@ def test_a_setting_that_does_not_fit_is_refused(good, tmp_path, watched, key, va
     refused(lambda: Recommender(file), file, r"model_file \[.*bad.pth\]")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_size": 10_000, "inner_size": 10_000},
+        {"n_layers": 100, "hidden_size": 2000, "inner_size": 2000},
+        {"inner_size": 10**4, "hidden_size": 10**4, "n_heads": 10**4},
+    ],
+    ids=str,
+)
+def test_no_model_is_made_that_is_larger_than_its_file(good_sasrec, tmp_path, watched, settings):  # noqa: F811
+    """Each number alone is as usual models have it."""
+    file = changed(good_sasrec, tmp_path / "bad.pth", settings)
+    for use in (lambda: Recommender(file), lambda: load_data_and_model(file, {"data_path": DATA})):
+        refused(use, file, "larger than the file")
+
+
+def test_more_layers_than_tensors_may_have_no_weights(tmp_path):
+    file = train(tmp_path, "LightGCN", n_layers=4)
+    assert load_data_and_model(file, {"data_path": DATA})[1].n_layers == 4
+
+
+DATA_KEYS = [
+    ("val_interval", [99, {"LS": CODE}, "x"]),
+    ("user_inter_num_interval", [5, "[0,0]", [[CODE]]]),
+    ("alias_of_item_id", ["x/../y", [5], {"a": 1}]),
+    ("load_col", [CODE, {"inter": CODE}, {"LS": []}]),
+    ("normalize_field", [99, ["nothing"]]),
+    ("numerical_features", [None, [[CODE]], ["nothing"]]),
+    ("preload_weight", ["/etc/passwd", {"item_id": "/etc/passwd"}]),
+    ("transform", ["../x", [CODE]]),
+    ("unused_col", [[CODE], {"inter": 5}]),
+    ("rm_dup_inter", [CODE, True]),
+    ("threshold", [1e300, "x"]),
+    ("discretization", [[3], "x", {"timestamp": CODE}]),
+    ("field_separator", [float("nan"), "", CODE]),
+    ("encoding", ["zip", 5, CODE]),
+]
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in DATA_KEYS for value in values], ids=str)
+def test_a_setting_that_does_not_fit_the_data_is_refused(good, tmp_path, watched, key, value):  # noqa: F811
+    file = changed(good, tmp_path / "bad.pth", {key: value})
+    refused(lambda: load_data_and_model(file, {"data_path": DATA}), file, "bad.pth")
+
+
 def test_what_concerns_the_machine_is_not_taken_from_a_file(good, tmp_path, watched):  # noqa: F811
     evil = tmp_path / "evil"
     for name in ("markov-toy-PrefixDataset.pth", "markov-toy-for-DiffuRec-dataloader.pth"):
@@ -124,7 +174,7 @@ def test_recboles_pickles_are_read_for_those_alone_who_trust_them(good, tmp_path
     with pytest.raises(ValueError, match=f"{name}. is a pickle, which can run code.*trust_pickles"):
         load_data_and_model(good, {"data_path": DATA})
     assert not trace.exists()
-    with pytest.raises((AttributeError, TypeError)):  # the number that `touch` ended with is no dataset
+    with pytest.raises(ValueError, match="cannot be prepared"):  # the number that `touch` ended with is no dataset
         load_data_and_model(good, {"data_path": DATA, "trust_pickles": True})
     assert trace.exists()
 
@@ -173,7 +223,7 @@ PARTS = {
     "no state_dict": ({"state_dict": None}, "lacks `config` or `state_dict`"),
     "format": ({"format": "recbole-diffusion 99"}, "not written by this version"),
     "weights no tensors": ({"state_dict": {"item_embedding.weight": 5}}, "its weights are no tensors"),
-    "weights of nothing": ({"state_dict": {}}, "more than its 0 tensors"),
+    "weights of nothing": ({"state_dict": {}}, "do not fit its item embeddings None"),
     "explosion": ({"other_parameter": {"x": explosion()}}, "too deep, or are more"),
     "endless": ({"other_parameter": {"x": endless()}}, "too deep"),
     "deep": ({"other_parameter": {"x": deep()}}, "too deep"),
@@ -333,8 +383,8 @@ def test_every_flipped_bit_of_the_numbers_is_found(good, tmp_path, tried):
     whole = load_checkpoint(good)["state_dict"]
     rng = np.random.default_rng(0)
     silent = 0
-    tried(150)
-    for place in rng.integers(0, len(data), 150):
+    tried(300)
+    for place in rng.integers(0, len(data), 300):
         flipped = bytearray(data)
         flipped[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(flipped)
@@ -346,7 +396,7 @@ def test_every_flipped_bit_of_the_numbers_is_found(good, tmp_path, tried):
         # What is not covered by a checksum, such as padding, changes no number.
         silent += 1
         assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
-    assert silent < 75
+    assert silent < 150
 
 
 def test_every_truncation_is_refused(good, tmp_path, tried):
@@ -393,7 +443,7 @@ def test_no_value_of_any_key_does_more_than_being_refused(good, tmp_path, watche
     for key in keys:
         for value in VALUES:
             changed(good, file, {key: value})
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 next(Recommender(file).stream([KNOWN], k=3), None)
             except ValueError as error:
@@ -401,6 +451,7 @@ def test_no_value_of_any_key_does_more_than_being_refused(good, tmp_path, watche
                     bad.append((key, str(value)[:30], str(error)[:200]))
             except Exception as error:
                 bad.append((key, str(value)[:30], repr(error)[:200]))
-            if time.perf_counter() - start > 60:
-                bad.append((key, str(value)[:30], "slow"))
+            seconds = time.process_time() - start
+            if seconds > 20:
+                bad.append((key, str(value)[:30], f"{seconds:.0f} s"))
     assert not bad, "\n".join(map(str, bad))

@@ -165,3 +165,10 @@ def test_every_model_says_no_to_a_text_for_a_number(model):
     for key in ("hidden_size", "learning_rate", "train_batch_size"):
         with pytest.raises(ValueError, match=rf"{key} \['x'\]"):
             toy_config(model, **{key: "x"})
+
+
+@pytest.mark.parametrize("mode", ["uni0", "pop", "uni-5", "x", 5, {"valid": "full", "test": "uni0"}, "uni9999999999"])
+def test_a_mode_that_draws_no_negatives_is_refused(mode):
+    """Against none, every target is a hit."""
+    with pytest.raises(ValueError, match=r"eval_args.mode \[.*\] must be full, labeled, uniN or popN"):
+        toy_config("SASRec", eval_args={"mode": mode})

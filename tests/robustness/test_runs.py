@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -156,6 +157,23 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(tmp_path, monkeypatch, sig
     a, b = weights(tmp_path / "whole" / whole_file_name), weights(file)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert len(list(Path("saved").glob("*.pth"))) == 2 and not list(Path("saved").glob(".*.pth.????????"))
+
+
+@pytest.mark.probe
+def test_runs_cut_at_any_moment_end_with_the_same_bits(tried):
+    script = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(ROOT / "benchmarks" / "interrupted.py"),
+        f"--data_path={ROOT / 'dataset'}",
+    ]
+    flags = ["--runs=12", "--threads=1", "--models=DiffuRec CDDRec SASRecPlus"]
+    done = subprocess.run(script + flags, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cuts = int(re.search(r"cut (\d+) times, 1 threads: 0 ended otherwise", done.stdout)[1])
+    tried(cuts)
+    assert cuts >= 20
 
 
 # ---------------------------------------------------------------- the same bits
