@@ -56,8 +56,9 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write ``encoder.onnx``, ``items.npy`` and ``model.json`` (item tokens, history length, seeds) to a folder.
 
-    ``inference_seeds`` and ``config_dict`` are those of `Recommender`. The draws of the seeds become constants of the graph. It is run by ONNX Runtime on 1,000 random histories before
-    the folder is there; the result says how often its first 20 items are those of the model (``same_top``, shares).
+    ``inference_seeds`` and ``config_dict`` are those of `Recommender`. The draws of the seeds become constants of the
+    graph. It is run by ONNX Runtime on 1,000 random histories before the folder is there; the result says how often its
+    first 20 items are those of the model (``same_top``, shares).
 
     Raises
     ------
