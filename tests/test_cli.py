@@ -27,6 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SCRIPTS = [
     *("run_recbole_diffusion.py", "run_hyper.py", "benchmarks/throughput.py", "benchmarks/scaling.py"),
     *("benchmarks/reproduce.py", "benchmarks/data_cost.py", "benchmarks/same_results.py"),
+    *("benchmarks/batch_recommendation.py", "benchmarks/serving.py", "benchmarks/processes.py"),
 ]
 MODULES = ["compare", "analysis", "recommend"]
 COMMANDS = [[str(ROOT / name)] for name in SCRIPTS] + [["-m", f"recbole_diffusion.{name}"] for name in MODULES]
@@ -44,6 +45,7 @@ def output(words, cwd) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: Path(words[-1]).name)
 def test_help_comes_before_torch_and_recbole(tmp_path, command):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -56,6 +58,7 @@ def test_help_comes_before_torch_and_recbole(tmp_path, command):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["results_table", "manifest", "jobs"])
 def test_a_part_of_a_command_names_the_command(tmp_path, part):
     code, _, err = output([str(ROOT / "benchmarks" / f"{part}.py"), "--help"], tmp_path)
@@ -67,6 +70,7 @@ def test_the_models_of_the_help_are_those_registered():
     assert list(MAKERS) == list(SECTIONS)
 
 
+@pytest.mark.slow
 def test_what_torch_alone_can_run_needs_torch_alone(tmp_path):
     """A folder with PyTorch and what it requires, and nothing else that is installed."""
     for name in required("torch"):
@@ -109,6 +113,7 @@ def required(name: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_unless_a_command_reads_its_flags(tmp_path):
     """A script of a user's own, also one called as ours is, finds the models right after the import."""
     code = "import recbole_diffusion\nfrom recbole.utils import get_model\nprint(get_model('DiffuRec').__name__)\n"
@@ -170,6 +175,7 @@ def test_no_key_is_taken_for_a_misspelt_flag(monkeypatch):
 # ---------------------------------------------------------------- ends
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path):
     script = str(ROOT / "run_recbole_diffusion.py")
     process = start([script, "--help_keys"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -242,6 +242,7 @@ def test_one_interaction_a_user_is_too_few(tmp_path):
         prepare_data(config)
 
 
+@pytest.mark.slow
 def test_two_interactions_a_user_train_and_leave_no_test(tmp_path):
     rows = [(user, (user + k) % 7, k) for user in range(30) for k in range(2)]
     write_dataset(tmp_path, "user_id:token item_id:token timestamp:float", rows)
