@@ -4,7 +4,7 @@ PYTHON ?= python
 # newest, and a build for your CUDA installed beforehand is kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: install test test-fast probe lint format wheel pictures transcript
+.PHONY: install test test-fast probe lint format wheel site pictures transcript
 
 install:
 	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) -m pip install "$(TORCH)"
@@ -33,6 +33,10 @@ format:
 
 wheel:
 	$(PYTHON) -m pip wheel --no-deps -w dist .
+
+# The documentation as pages (needs the extra docs), in site/.
+site:
+	$(PYTHON) -m mkdocs build --strict
 
 # The pictures of README and docs, by the commands that they show (needs Chromium, and matplotlib), and docs/first-run.md.
 pictures:

@@ -105,7 +105,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = HEAD.format(
         command=command,
-        machine=f" on {cores} CPU cores",
+        machine=f" on {cores} CPU core{'s' * (cores > 1)}",
         seconds=args.seconds,
         begin="\n".join(begin),
         end="\n".join(map(stamped, lines[end - 2 :])),

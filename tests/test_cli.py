@@ -27,6 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SCRIPTS = [
     *("run_recbole_diffusion.py", "run_hyper.py", "benchmarks/throughput.py", "benchmarks/scaling.py"),
     *("benchmarks/reproduce.py", "benchmarks/data_cost.py", "benchmarks/same_results.py"),
+    *("benchmarks/batch_recommendation.py", "benchmarks/serving.py", "benchmarks/processes.py"),
 ]
 MODULES = ["compare", "analysis", "recommend"]
 COMMANDS = [[str(ROOT / name)] for name in SCRIPTS] + [["-m", f"recbole_diffusion.{name}"] for name in MODULES]
@@ -44,6 +45,7 @@ def output(words, cwd) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: Path(words[-1]).name)
 def test_help_comes_before_torch_and_recbole(tmp_path, command):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -174,6 +176,7 @@ def test_no_key_is_taken_for_a_misspelt_flag(monkeypatch):
 # ---------------------------------------------------------------- ends
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path):
     script = str(ROOT / "run_recbole_diffusion.py")
     process = start([script, "--help_keys"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from recbole_diffusion.commands import COMMANDS
 
 from .conftest import ROOT
 
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "own-data", "at-scale", "serving")]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "own-data", "tuning", "at-scale", "serving")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
@@ -25,12 +26,18 @@ def commands_of(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith("recbole-diffusion ")]
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: str, folder: Path, **environment: str) -> str:
     program = [sys.executable, "-c", "from recbole_diffusion.commands import main; main()"]
-    done = subprocess.run([*program, *shlex.split(command)[1:]], cwd=folder, env=ENVIRONMENT, capture_output=True,
-                          text=True, timeout=550)  # fmt: skip
+    done = subprocess.run([*program, *shlex.split(command)[1:]], cwd=folder, env={**ENVIRONMENT, **environment},
+                          capture_output=True, text=True, timeout=550)  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
     return done.stdout
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The blocks of a page that begin with the name of a file, as that file."""
+    for name, text in re.findall(r"```\w+\n# (\S+\.\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def shop(folder: Path) -> None:
@@ -48,7 +55,8 @@ def shop(folder: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(tmp_path, page):
     shop(tmp_path)
-    if page.stem != "own-data":  # the pages that begin with a trained model
+    write_files(page, tmp_path)
+    if page.stem in ("index", "at-scale", "serving"):  # the pages that begin with a trained model
         code = "from recbole_diffusion import Recommender; Recommender.fit('events.csv', epochs=1).save('shop.pth')"
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
     commands = commands_of(page)
@@ -68,6 +76,28 @@ def test_the_commands_of_a_page_run(tmp_path, page):
 def test_the_pages_name_commands_that_are_there():
     named = [command.split()[1] for page in PAGES for command in commands_of(page)]
     assert len(named) >= 6 and set(named) <= {*COMMANDS}
+
+
+@pytest.mark.slow
+def test_the_page_on_adding_a_model_adds_one(tmp_path):
+    page, tree = ROOT / "docs" / "adding-a-model.md", tmp_path / "tree"
+    for name in ("recbole_diffusion", "props", "tests", "dataset/markov-toy"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    write_files(page, tree)
+    registry, first = tree / "recbole_diffusion" / "registry.py", "from recbole_diffusion.model.adrec import"
+    [line] = re.findall(r"^from .* import MyModel\n", page.read_text(encoding="utf-8"), re.MULTILINE)
+    text = registry.read_text(encoding="utf-8").replace(first, line + first)
+    text = text.replace("    for model in (\n", "    for model in (\n        MyModel,\n")
+    registry.write_text(text, encoding="utf-8")
+    [command] = commands_of(page)
+    assert "Test metrics of MyModel" in run(command, tree, PYTHONPATH=str(tree))
+    tests = "-m pytest tests/model/test_models.py -k MyModel"
+    assert f"python {tests}\n" in page.read_text(encoding="utf-8")
+    command = [sys.executable, *tests.split()]
+    done = subprocess.run(
+        command, cwd=tree, env={**ENVIRONMENT, "PYTHONPATH": str(tree)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from recbole_diffusion.registry import props_files, read_yaml
 from .conftest import ROOT
 
 FOLDER = ROOT / "docs" / "models"
-SHEETS = [FOLDER / f"{name}.md" for name in ("seqdiffrec", "cddrec", "diffurec", "diffurecsys", "dreamrec")]
+SHEETS = sorted(FOLDER.glob("*.md"))
 MODEL_OF = {name.lower(): name for name in MODELS}
 
 
@@ -66,9 +66,12 @@ def is_defined(reference: str) -> bool:
     return True
 
 
-def test_every_model_of_a_paper_here_has_a_sheet():
-    assert {path.stem for path in FOLDER.glob("*.md")} <= set(MODEL_OF)
-    assert all(path.is_file() for path in SHEETS)
+def test_every_model_has_a_sheet_and_the_site_has_them_all():
+    assert {path.stem for path in SHEETS} == set(MODEL_OF)
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert {f"{name}: models/{sheet}.md" for sheet, name in MODEL_OF.items()} <= {
+        line.strip(" -") for line in site.splitlines()
+    }
 
 
 def test_every_function_and_test_named_exists(sheet):

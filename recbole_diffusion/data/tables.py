@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -124,10 +125,25 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _open_jsonl(path: Path) -> Table:
-    with _stream(path) as stream:
-        options = pyarrow.json.ReadOptions(block_size=BLOCK)
-        table = pyarrow.json.read_json(stream, read_options=options)
+    try:
+        with _stream(path) as stream:
+            options = pyarrow.json.ReadOptions(block_size=BLOCK)
+            table = pyarrow.json.read_json(stream, read_options=options)
+    except pa.ArrowInvalid as error:  # its rows count from 0 and in each block anew
+        _check_json_lines(path)
+        said = re.sub(r" in row \d+", "", _one_line(error))
+        raise ValueError(f"table [{path}] cannot be read: {said}; mixed types must be made text first.") from error
     return Table(str(path), table.column_names, table.select, [])
+
+
+def _check_json_lines(path: Path) -> None:
+    """Raise ValueError naming the first line that is no JSON."""
+    with io.BufferedReader(_stream(path)) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line.strip() or "0")
+            except ValueError:
+                raise ValueError(f"table [{path}] cannot be read: line {number} is no JSON.") from None
 
 
 def _open_csv(path: Path, separator: str | None, encoding: str | None) -> Table:
@@ -145,6 +161,8 @@ def _open_csv(path: Path, separator: str | None, encoding: str | None) -> Table:
         head = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)("replace").decode(
             stream.read(1 << 20)
         )
+    if "\0" in head:
+        raise ValueError(f"table [{path}] cannot be read: it is no text.")
     if separator is None:
         separator = _separator(head)
         if separator != ",":

@@ -3,6 +3,10 @@
 import importlib
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for those who read and do not run: editors, type checkers, the site
+    from recbole_diffusion.recommend.recommender import Recommendation, Recommender, recommend
 
 __all__ = ["Recommendation", "Recommender", "recommend"]
 

@@ -38,6 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--format", default="onnx", choices=["onnx"], help="(default: %(default)s)")
     add("--index", choices=["faiss"], help="also write items.faiss, an index for inner products")
     add("--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own")
+    add("--data_path", help="folder that holds the dataset's folder, where the dataset is needed (default: dataset/)")
     return parse_flags(parser, argv)
 
 
@@ -56,7 +57,8 @@ def export(args: argparse.Namespace) -> None:
     from recbole_diffusion.serving.item_index import build_index
     from recbole_diffusion.serving.onnx_export import CHECKED_TOP, CHECKED_USERS, export_onnx, random_histories
 
-    made = export_onnx(args.model_file, args.output, args.inference_seeds)
+    data = {"data_path": args.data_path} if args.data_path else None
+    made = export_onnx(args.model_file, args.output, args.inference_seeds, data)
     same, seeds = made["same_top"], made["inference_seeds"]
     print(f"{made['model']}: {made['folder']}/encoder.onnx, items.npy, model.json")
     print(

@@ -51,11 +51,14 @@ class HistoryEncoder(nn.Module):
         return (weight if bias is None else torch.cat([weight, bias.unsqueeze(-1)], dim=-1)).detach().float()
 
 
-def export_onnx(model_file: str | Path, output: str | Path, inference_seeds: Any = None) -> dict[str, Any]:
+def export_onnx(
+    model_file: str | Path, output: str | Path, inference_seeds: Any = None, config_dict: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write ``encoder.onnx``, ``items.npy`` and ``model.json`` (item tokens, history length, seeds) to a folder.
 
-    The draws of the seeds become constants of the graph. It is run by ONNX Runtime on 1,000 random histories before
-    the folder is there; the result says how often its first 20 items are those of the model (``same_top``, shares).
+    ``inference_seeds`` and ``config_dict`` are those of `Recommender`. The draws of the seeds become constants of the
+    graph. It is run by ONNX Runtime on 1,000 random histories before the folder is there; the result says how often its
+    first 20 items are those of the model (``same_top``, shares).
 
     Raises
     ------
@@ -72,7 +75,7 @@ def export_onnx(model_file: str | Path, output: str | Path, inference_seeds: Any
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"output [{output}] exists: name another folder.")
-    recommender = Recommender(model_file, inference_seeds)
+    recommender = Recommender(model_file, inference_seeds, config_dict)
     encoder = HistoryEncoder(recommender.model.cpu())
     _check_exportable(recommender, encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +133,7 @@ def _check_exportable(recommender: Recommender, encoder: HistoryEncoder) -> None
         vector = encoder(item_seq, item_seq_len)
         scores = model.full_sort_predict({model.ITEM_SEQ: item_seq, model.ITEM_SEQ_LEN: item_seq_len})
         same = torch.allclose(vector @ encoder.items().T, scores, rtol=1e-4, atol=1e-5)
-    except (KeyError, TypeError, RuntimeError, NotImplementedError):
+    except (LookupError, TypeError, RuntimeError):
         same = False
     if not same:
         raise ValueError(

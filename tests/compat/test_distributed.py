@@ -45,7 +45,8 @@ def losses(result: dict) -> list[float]:
 
 
 # Batches of 77 cannot be shared evenly by two processes.
-@pytest.mark.parametrize("model", [pytest.param("SASRec", marks=pytest.mark.slow), "SASRecPlus"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["SASRec", "SASRecPlus"])
 def test_two_processes_are_one(model):
     one, two = (train(nproc, model, f"saved-{nproc}", train_batch_size=77) for nproc in (1, 2))
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)

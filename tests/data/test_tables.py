@@ -312,12 +312,16 @@ def test_a_bad_table_is_named_in_one_line_and_nothing_is_written(case):
 def test_other_bad_input_is_named_in_one_line(capsys):
     mixed = pd.DataFrame({"user": [1, "a", 2.5], "item": [1, 2, 3], "time": [1, 2, 3]})
     Path("mixed.jsonl").write_text('{"user": 1, "item": 2, "time": 3}\n{"user": "x", "item": 2, "time": 3}\n')
+    Path("broken.jsonl").write_text('{"user": 1, "item": 2, "time": 3}\n\n{"user": 1, "item": \n')
+    Path("binary.csv").write_bytes(bytes(range(256)) * 9)
     lists = pa.table({"user": [[1], [2]], "item": [1, 2], "time": [1, 2]})
     Path("broken.parquet").write_bytes(b"PAR1 no")
     table = frame()
     for source, options, message in [
         (mixed, {}, "mixed types"),
-        ("mixed.jsonl", {}, "mixed.jsonl. cannot be read"),
+        ("mixed.jsonl", {}, "mixed.jsonl. cannot be read: .*user. changed .*mixed types"),
+        ("broken.jsonl", {}, "broken.jsonl. cannot be read: line 3 is no JSON"),
+        ("binary.csv", {}, "binary.csv. cannot be read: it is no text"),
         (lists, {}, "user .user. holds list"),
         ("broken.parquet", {}, "broken.parquet. cannot be read"),
         (5, {}, "source .builtins.int. must be"),

@@ -101,11 +101,11 @@ def test_what_cannot_be_served_is_named_in_one_line(tmp_path):
         ("SASRecPlus", {"seen_items": "excluded"}, r"seen_items \[excluded\]"),
         ("SASRecPlus", {"seen_items": "learned"}, r"seen_items \[learned\]"),
         ("Pop", {}, "reads no histories"),
-        ("NARM", {}, "no inner products"),
+        ("HGN", {}, "no inner products"),
     ]:
         file = train(model, **overrides)
         with pytest.raises(SystemExit, match=message):
-            main(["--model_file", file, "--output", "served"])
+            main(["--model_file", file, "--output", "served", "--data_path", str(ROOT / "dataset")])
         assert not (tmp_path / "served").exists() and not list(tmp_path.glob(".served*"))
     (tmp_path / "there").mkdir()
     with pytest.raises(SystemExit, match="FileExistsError"):
