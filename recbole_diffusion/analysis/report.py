@@ -54,7 +54,7 @@ if (window.innerWidth < 700) for (const plot of document.querySelectorAll(".plot
     change[x + ".domain"] = [0, 1];
     change[x.replace("x", "y") + ".domain"] = [1 - (i + 1) * step + gap, 1 - i * step];
   });
-  plot.style.height = height + "px";
+  plot.parentElement.style.height = height + "px";  // of which the plot takes all
   Plotly.relayout(plot, change);
 }
 """
