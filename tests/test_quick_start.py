@@ -177,7 +177,7 @@ BAD_IN_ANY_RUN = [
     ("train_batch_size", 0, ">= 1"),
     ("eval_batch_size", 1.5, ">= 1"),
     ("enable_amp", 1, "True or False"),
-    ("metric_decimal_place", -1, ">= 0"),
+    ("metric_decimal_place", -1, "from 0 to 15"),
     ("metrics", ["Hits", "NDCG"], "ndcg"),
     ("topk", [0, 10], ">= 1"),
     ("topk", "ten", ">= 1"),
