@@ -176,6 +176,7 @@ def test_hyperopt_covers_the_grid_and_its_yaml_trains_to_the_same_metrics(traine
 RANGES = "learning_rate loguniform -7,-5\nnum_steps quniform 4,8,2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo, text", [("exhaustive", GRID), ("bayes", RANGES)], ids=["exhaustive", "bayes"])
 def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text):
     options = {"text": text, "algo": algo, "max_evals": 3, "early_stop": 7}
@@ -200,6 +201,7 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(trained, algo, text
     assert longer["trials"][:3] == resumed["trials"] and len(trained) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric, sign", [("NDCG@10", 1), ("AveragePopularity@10", -1)])
 def test_bayes_draws_near_the_best_and_draws_the_same_again(monkeypatch, metric, sign):
     calls = []

@@ -188,6 +188,7 @@ def test_every_schedule_trains_and_generates(schedule):
 # ---------------------------------------------------------------------- generation phase
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("denoiser", DENOISERS)
 @pytest.mark.parametrize(("num_steps", "w"), [(500, 2.0), (30, 0.0), (30, 6.0)])

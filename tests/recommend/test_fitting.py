@@ -124,6 +124,7 @@ def test_an_update_without_training_knows_users_and_items_at_once(saved):
     assert not saved.model.item_embedding.weight[0].any()
 
 
+@pytest.mark.slow
 def test_an_update_that_trains_starts_from_the_weights_and_hides_what_it_is_tested_by(saved, monkeypatch):
     from recbole_diffusion.recommend import fitting
 

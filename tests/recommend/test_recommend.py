@@ -59,6 +59,7 @@ def recommender(checkpoint):
     return Recommender(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, overrides",
     [(name, {"sampling_steps": None} if name == "PreferDiff" else {}) for name in MODELS]

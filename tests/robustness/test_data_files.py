@@ -13,6 +13,8 @@ from recbole_diffusion.quick_start import build_config, prepare_training, run
 from ..conftest import TINY
 from .data import HEADER, NOW, good_rows, prepare, write
 
+pytestmark = pytest.mark.slow
+
 USUAL = [("x", f"i{n}", NOW + n) for n in range(12)]
 
 

@@ -16,6 +16,8 @@ from recbole_diffusion.recommend import Recommender, recommend
 
 from ..conftest import ROOT, TINY, toy
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"state": "ERROR", "show_progress": False, "epochs": 1, "limit_train_batches": 1, "data_path": str(ROOT / "dataset")}  # fmt: skip  # noqa: E501
 DATA = {"data_path": str(ROOT / "dataset")}
 BAD = [float("nan"), float("inf"), float("-inf")]

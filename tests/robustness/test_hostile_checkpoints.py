@@ -20,6 +20,8 @@ from recbole_diffusion.recommend import Recommender
 from ..conftest import TINY
 from .hostile import DATA, SETTINGS, Touch, changed, dump_touch, train, watched  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 KNOWN = ["1", "2"]
 
 

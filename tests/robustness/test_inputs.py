@@ -16,6 +16,8 @@ from recbole_diffusion.quick_start import build_config, run
 
 from ..conftest import ROOT, toy_config
 
+pytestmark = pytest.mark.slow
+
 RUN = ["run", "--model=DiffuRec", "--dataset=markov-toy", f"--data_path={ROOT / 'dataset'}", "--state=ERROR"]
 
 

@@ -22,6 +22,8 @@ from recbole_diffusion.recommend.recommender import Recommender
 
 from ..conftest import ROOT, TINY
 
+pytestmark = pytest.mark.slow
+
 TOKENS = [f"i{n:02d}" for n in range(1, 40)]
 
 

@@ -255,6 +255,7 @@ def test_the_schedule_goes_on_from_a_best_checkpoint(tmp_path):
     assert rates[0] == pytest.approx(0.1 * base)
 
 
+@pytest.mark.slow
 def test_recboles_models_take_no_notice_of_fewer_steps_in_validation():
     config = {**QUIET, "epochs": 1, "limit_train_batches": 2, "valid_sampling_steps": 2}
     assert run("SASRec", "markov-toy", config_dict=config)["test_result"]["ndcg@10"] > 0
@@ -347,6 +348,7 @@ def test_losses_and_draws_are_logged_by_the_same_ranges_of_steps():
     assert [logged[f"Step_sampler/Step_range_{b}"] for b in range(8)] == pytest.approx([len(r) / 20 for r in ranges])
 
 
+@pytest.mark.slow
 def test_the_objective_reports_each_validation():
     seen = []
     config = {**QUIET, "model": "DiffuRec", "dataset": "markov-toy", "epochs": 2, "limit_train_batches": 1}
@@ -354,6 +356,7 @@ def test_the_objective_reports_each_validation():
     assert [epoch for epoch, _ in seen] == [0, 1] and max(score for _, score in seen) == result["best_valid_score"]
 
 
+@pytest.mark.slow
 def test_training_is_reproducible():
     config = toy_config("DiffuRec", epochs=1, limit_train_batches=2, num_steps=4)
     first = train_and_test(config, saved=False)
