@@ -52,6 +52,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "CDDRec, mask": ("CDDRec", {"train_batch_size": 32, "augmentation": "mask"}),
     "SASRec": ("SASRec", {"loss_type": "CE"}),
 }
+# Defaults that were changed on purpose: both commits compute with the old one, where they have the key.
+OLD_DEFAULTS = {"SeqDiffRec": {"positions_from": "start"}, "CDDRec": {"mask_ratio": 0.6}}
 
 
 def digest(tensor) -> str:
@@ -64,6 +66,7 @@ def digest(tensor) -> str:
 def fingerprint(data: str) -> dict[str, dict[str, str]]:
     """What the imported code computes for each case: a loss, metrics, scores and the tensors of the checkpoint."""
     import torch
+    import yaml
 
     from recbole_diffusion.quick_start import build_config, load_data_and_model, train_and_test
 
@@ -73,7 +76,11 @@ def fingerprint(data: str) -> dict[str, dict[str, str]]:
     where = [quiet] if "config_dict" in signature(load_data_and_model).parameters else []
     found = {}
     for name, (model, differs) in CASES.items():
-        result = train_and_test(build_config(model, "markov-toy", None, {**quiet, **TINY, **differs}))
+        old = OLD_DEFAULTS.get(model, {})
+        if old:
+            props = yaml.safe_load((Path(data).parent / "props" / f"{model}.yaml").read_text())
+            old = {key: value for key, value in old.items() if key in props}
+        result = train_and_test(build_config(model, "markov-toy", None, {**quiet, **TINY, **old, **differs}))
         config, network, _, train, _, test = load_data_and_model(result["model_file"], *where)
         batch = next(iter(test))[0]
         with torch.no_grad():
