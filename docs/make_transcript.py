@@ -8,11 +8,14 @@ The command runs in the repository's root, on a terminal of its own.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pty
 import re
 import shlex
+import struct
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -69,6 +72,8 @@ def record(command: list[str], at: float) -> tuple[list[str], list[tuple[float, 
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(COLUMNS="100", LINES="40", TERM="dumb")
+        # A new terminal has no columns, on which no bar shows.
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         os.execvp(command[0], command)
     while True:
         try:
