@@ -3,5 +3,6 @@
 import re
 
 
-def on_page_markdown(markdown: str, **kwargs) -> str:
-    return re.sub(r"\[([^]]+)\]\(\.\./\.\./[^)]+\)", r"\1", markdown)
+def on_page_markdown(markdown: str, page, **kwargs) -> str:
+    up = page.file.src_uri.count("/") + 1  # from the page's folder to the repository
+    return re.sub(rf"\[([^]]+)\]\((?:\.\./){{{up}}}[^)]+\)", r"\1", markdown)
