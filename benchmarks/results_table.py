@@ -209,9 +209,8 @@ def cost_cell(runs: list[dict[str, Any]], key: str) -> list[str]:
 
 def commands(dataset: str, runs: Mapping[str, list]) -> str:
     """What makes each row again, and says which seeds are there."""
-    lines = [
-        f"{command(dataset, [name])}  # seeds run: {', '.join(str(run['seed']) for run in runs[name])}" for name in runs
-    ]
+    seeds = {name: ", ".join(str(run["seed"]) for run in own) for name, own in runs.items()}
+    lines = [f"{command(dataset, [name])}  # seeds run: {which}" for name, which in seeds.items()]
     return "\n".join(["```bash", *lines, "```\n"])
 
 

@@ -16,8 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from make_transcript import COMMAND  # the first of the README
+
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = "python run_recbole_diffusion.py --model=DiffuRecSys --dataset=ml-100k --config_files=props/quick_start.yaml"
 REPORT = "python -m recbole_diffusion.analysis --sections=popularity,length,seen,curves"
 SCALING = "python benchmarks/scaling.py --model DiffuRec --output results/scaling"
 PICTURES = ("report", "scaling")
@@ -49,7 +50,7 @@ def screenshot(page: Path, picture: Path, width: int, height: int) -> None:
 def make_report(checkpoint: str | None) -> None:
     """Train where no checkpoint is given, look at the model, and take the pictures."""
     if checkpoint is None:
-        out = run(TRAIN)
+        out = run(COMMAND)
         checkpoint = next(line.split(": ")[1] for line in out.splitlines() if line.startswith("Checkpoint: "))
     with tempfile.TemporaryDirectory() as folder:
         run(REPORT, f"--model_file={checkpoint}", f"--output={folder}")

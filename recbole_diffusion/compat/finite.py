@@ -45,17 +45,19 @@ def _with_finite_parameters(evaluate):
     return wrapper
 
 
-def check_scores(scores: Tensor, model: str, may_be_empty: bool = False) -> None:
+def check_scores(scores: Tensor, model: str, may_be_empty: bool = False, model_file=None) -> None:
     """Raise ValueError unless the best of each row of scores [B, n] is a finite number.
 
-    Minus infinity marks what is no candidate; with ``may_be_empty`` a row may have no other.
+    Minus infinity marks what is no candidate; with ``may_be_empty`` a row may have no other. The error names the model,
+    and where it is given its ``model_file``.
     """
     best = scores.amax(-1)  # of a row with NaN it is NaN
     bad = ~(best.isfinite() | (best == -torch.inf)) if may_be_empty else ~best.isfinite()
     if bad.any():
         kinds = sorted({str(value) for value in best[bad].tolist()})
+        whose = f"model [{model}] of model_file [{model_file}]" if model_file else f"model [{model}]"
         raise ValueError(
-            f"the scores of model [{model}] are {', '.join(kinds)} for {int(bad.sum())} of {bad.numel()} rows of a "
+            f"the scores of {whose} are {', '.join(kinds)} for {int(bad.sum())} of {bad.numel()} rows of a "
             f"batch: it has diverged, or its settings overflow. {ADVICE}"
         )
 

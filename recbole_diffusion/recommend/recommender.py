@@ -153,7 +153,7 @@ class Recommender(FrameRecommender):
             seen = _padded([known for known, _ in encoded], max(len(known) for known, _ in encoded)).to(self.device)
         found = []
         best = self._topk(interaction, k, seen)
-        check_scores(best[0], f"{self.name}] of model_file [{self.model_file}", may_be_empty=True)
+        check_scores(best[0], self.name, may_be_empty=True, model_file=self.model_file)
         scores, items, spread = (part if part is None else part.tolist() for part in best)
         for row, (_, unknown) in enumerate(encoded):
             left = sum(score > -torch.inf for score in scores[row])  # excluded items come last

@@ -48,7 +48,6 @@ def test_an_evaluation_of_scores_that_are_no_numbers_is_an_error(model, value):
         trainer.evaluate(parts.test, load_best_model=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["uni20", "pop20"])
 def test_sampled_candidates_are_checked_as_well(mode):
     args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": {"valid": mode, "test": mode}}
@@ -59,7 +58,6 @@ def test_sampled_candidates_are_checked_as_well(mode):
         trainer.evaluate(parts.test, load_best_model=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DiffuRec", "SASRec"])
 def test_parameters_that_overflow_in_the_last_step_end_the_epoch(model):
     parts = toy(model, epochs=1, limit_train_batches=1)
@@ -95,7 +93,6 @@ def test_recommending_from_scores_that_are_no_numbers_is_an_error(checkpoint):
         list(recommender.stream([recommender.tokens[7:9]]))
 
 
-@pytest.mark.slow
 def test_generated_embeddings_that_are_no_numbers_end_the_analysis(checkpoint, monkeypatch):
     model = MODELS["DiffuRec"]
     sample_start = model.sample_start

@@ -143,7 +143,6 @@ def test_a_line_is_numbered_as_in_the_file_in_every_part(checkpoint, histories, 
     assert len(Path("out.jsonl").read_text().splitlines()) == 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda sign: sign.name)
 def test_a_killed_process_leaves_the_old_file(checkpoint, histories, sign):
     call(checkpoint)

@@ -48,7 +48,6 @@ def weights(file) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- two at once
 
 
-@pytest.mark.slow
 def test_a_second_process_is_told_that_the_run_goes_on(tmp_path):
     file = run("DiffuRec", "markov-toy", config_dict={**QUIET, "epochs": 1, "limit_train_batches": 1})["model_file"]
     trainer, train_data, valid_data, _ = prepare(epochs=2, resume="auto", limit_train_batches=1)
@@ -131,7 +130,6 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
 # ---------------------------------------------------------------- cut
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_that_is_killed_ends_as_if_it_never_was(tmp_path, monkeypatch, sign, epochs):
@@ -187,7 +185,6 @@ def test_reproducibility_asks_all_of_pytorch_for_it(wanted):
     assert torch.are_deterministic_algorithms_enabled() is wanted
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "CDDRec", "SASRec"])
 def test_the_same_run_with_two_threads_gives_the_same_bits(model):
     threads = torch.get_num_threads()
