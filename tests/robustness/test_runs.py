@@ -20,12 +20,12 @@ from recbole_diffusion.quick_start import build_config, prepare_training, run
 
 from ..conftest import ROOT, TINY
 
+pytestmark = pytest.mark.slow
 QUIET = {**TINY, "num_steps": 4, "state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
 TRAIN = f"""
 import sys; sys.argv = sys.argv[:1]
 from recbole_diffusion.quick_start import run
 
-pytestmark = pytest.mark.slow
 settings = {{**{QUIET!r}, "resume": "auto", "epochs": 4, "limit_train_batches": 3}}
 found = run("DiffuRec", "markov-toy", config_dict=settings)
 print(found["model_file"])
