@@ -15,7 +15,7 @@ install:
 PYTEST = $(PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test:
-	$(PYTEST)
+	$(PYTEST) --durations=15
 
 test-fast:
 	$(PYTEST) -m "not slow and not probe"

@@ -41,6 +41,7 @@ ENTRIES = {
     "DreamRec, DDIM 20": ("DreamRec", {**DREAM, "sampler": "ddim", "sampling_steps": 20}, False, False),
     "CDDRec": ("CDDRec", CDD, True, False),
     "SASRecPlus": ("SASRecPlus", {**COMMON, **USERS}, True, False),
+    "SASRecPlus of 2 blocks": ("SASRecPlus", {**COMMON, **USERS, "n_layers": 2}, True, False),
     "SASRecPlus, seen_items learned": ("SASRecPlus", {**COMMON, **USERS, "seen_items": "learned"}, True, False),
     "ADRec": ("ADRec", {**COMMON, **USERS, "n_layers": 2}, True, False),  # and two blocks of its denoiser
     "PreferDiff of width 512": ("PreferDiff", PREFER, True, False),

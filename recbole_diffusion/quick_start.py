@@ -237,8 +237,6 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
     checkpoint = load_checkpoint(model_file)
     config = config_of(checkpoint, model_file, {**QUIET, **(config_dict or {})})
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    calm_screen(config)
     if not Path(config["data_path"]).is_dir():
         raise FileNotFoundError(
             f"dataset [{config['dataset']}] of model_file [{model_file}] was not found: [{config['data_path']}] does "
@@ -250,6 +248,8 @@ def load_data_and_model(model_file: str | Path, config_dict: dict[str, Any] | No
         raise ValueError(f"model_file [{model_file}]: {error}") from error
     init_seed(config["seed"], config["reproducibility"])
     model = model_of(checkpoint, config, train_data._dataset, model_file)
+    init_logger(config)  # which writes a file: not for a checkpoint that is refused
+    calm_screen(config)
     return config, model, dataset, train_data, valid_data, test_data
 
 

@@ -119,6 +119,7 @@ def test_no_model_is_made_that_is_larger_than_its_file(good_sasrec, tmp_path, wa
     file = changed(good_sasrec, tmp_path / "bad.pth", settings)
     for use in (lambda: Recommender(file), lambda: load_data_and_model(file, {"data_path": DATA})):
         refused(use, file, "larger than the file")
+    assert not list(Path("log").rglob("*.log"))
 
 
 def test_more_layers_than_tensors_may_have_no_weights(tmp_path):
