@@ -10,15 +10,18 @@ from ..conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-# Test NDCG@10, history as candidates and masked, of `run_recbole_diffusion.py --config_files=props/quick_start.yaml
-# --dataset=ml-100k`, means over the seeds 1 to 3; over seeds they differ by 2 % (standard deviation).
-RECORDED = {"SASRecPlus": (0.0, 0.0), "DiffuRec": (0.0569, 0.0)}
-BAND = 0.1
+# Epochs, and test NDCG@10 with the history as candidates and masked, of
+#     python run_recbole_diffusion.py --model=SASRecPlus --dataset=ml-100k --config_files=props/quick_start.yaml \
+#         --seed=1 --eval_step=0 --epochs=4
+# Another seed moves them by up to 8 %, and so may another machine.
+RECORDED = {"SASRecPlus": (4, 0.0566, 0.0924), "DiffuRec": (2, 0.0487, 0.0807)}
+BAND = 0.12
 
 
 @pytest.mark.parametrize("model", RECORDED)
 def test_the_metrics_are_those_recorded(model):
-    quiet = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset"), "seed": 1}
-    found = run(model, "ml-100k", [str(ROOT / "props" / "quick_start.yaml")], quiet)["test_results"]
-    for protocol, recorded in zip(("candidates", "masked"), RECORDED[model], strict=True):
-        assert found[protocol]["ndcg@10"] == pytest.approx(recorded, rel=BAND), protocol
+    epochs, *recorded = RECORDED[model]
+    settings = {"seed": 1, "eval_step": 0, "epochs": epochs, "data_path": str(ROOT / "dataset"), "show_progress": False}
+    found = run(model, "ml-100k", [str(ROOT / "props" / "quick_start.yaml")], settings)["test_results"]
+    measured = [found[protocol]["ndcg@10"] for protocol in ("candidates", "masked")]
+    assert measured == pytest.approx(recorded, rel=BAND)
