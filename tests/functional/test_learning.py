@@ -58,7 +58,7 @@ def test_the_model_learns_the_rule(name):
 
 
 def test_adrec_needs_pretrained_items_for_its_squared_error():
-    """With neither it learns as well as with both; from scratch with the error only one of the last two items is read."""
+    """From scratch it reads one of the last two items alone with the error, and both without it."""
     assert learn("ADRec", pretrain=None, freeze_embedding_epochs=0) < 0.2
     assert learn("ADRec", pretrain=None, freeze_embedding_epochs=0, loss_scale=0) > 0.33
 
