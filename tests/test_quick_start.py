@@ -25,7 +25,8 @@ def script(*args, cwd):
 @pytest.mark.slow
 def test_the_script_trains_on_ml_100k_and_prints_its_metrics(tmp_path):
     quick = f"--config_files={ROOT / 'props' / 'quick_start.yaml'}"
-    done = script("-m", "DiffuRecSys", "-d", "ml-100k", quick, "--epochs=1", "--limit_train_batches=3", cwd=tmp_path)
+    short = ("--epochs=1", "--limit_train_batches=3", "--sampling_steps=2")
+    done = script("-m", "DiffuRecSys", "-d", "ml-100k", quick, *short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert "Test metrics of DiffuRecSys on ml-100k (1 epoch)" in lines

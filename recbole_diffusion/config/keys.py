@@ -17,7 +17,7 @@ def _kind(kind: str):
 
 _integer, _number, _flag, _choice = map(_kind, ("integer", "number", "flag", "choice"))
 _integers, _text, _texts, _path, _mapping, _any = map(_kind, ("integers", "text", "texts", "path", "mapping", "any"))
-_name, _names, _interval, _shares = map(_kind, ("name", "names", "interval", "shares"))
+_name, _names, _interval, _shares, _candidates = map(_kind, ("name", "names", "interval", "shares", "candidates"))
 _share = partial(_number, low=0, below=1)
 _machine_flag, _machine_path = partial(_flag, changes="nothing"), partial(_path, changes="nothing", null=True)
 
@@ -167,7 +167,7 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
             )),
             _choice("group_by", "split each user's rows, or all", choices=("user", "none", "None"), null=True),
             _choice("order", "random or by time", choices=("RO", "TO")),
-            _any("mode", "full, labeled, uniN or popN"),
+            _candidates("mode", "what the target is ranked among", null=True),
         )),
         _flag("repeatable", "items of the history stay candidates"),
         _integer("eval_batch_size", "rows of an evaluation batch", low=1),

@@ -21,6 +21,7 @@ NOUNS = {
     "interval": "an interval such as [5,inf), or several, separated by ;",
     "path": "a path",
     "mapping": "a mapping",
+    "candidates": "full, labeled, uniN or popN, such as uni100",
     "shares": "a list of numbers >= 0, not all 0",
     "any": "anything",
 }
@@ -33,6 +34,7 @@ TYPES = {
 }
 
 
+CANDIDATES = re.compile(r"full|labeled|(uni|pop)[1-9]\d{0,8}")
 TOO_LARGE = 2**63  # for a whole number anywhere
 LONGEST = 200  # characters of a value in a message
 
@@ -43,7 +45,8 @@ class Key:
 
     ``kind`` is ``integer``, ``number`` (finite), ``integers`` (a list, or with ``count`` also their number), ``flag``,
     ``choice``, ``text``, ``name``, ``texts`` (one or a list), ``names`` (a list of texts, maybe none), ``interval``,
-    ``shares`` (a list of numbers >= 0), ``path``, ``mapping`` (of ``fields``, where given) or ``any``.
+    ``shares`` (a list of numbers >= 0), ``candidates`` (of RecBole's evaluation, or a mapping of them), ``path``,
+    ``mapping`` (of ``fields``, where given) or ``any``.
     ``choices`` are the values of a choice, and for other kinds words that may stand in place of a value. A number lies
     in [``low``, ``high``], or in the open ``above`` and ``below``.
 
@@ -122,6 +125,9 @@ class Key:
         if self.kind == "shares":
             numbers = isinstance(value, list) and all(self._is_number(item, Real) and item >= 0 for item in value)
             return numbers and sum(value) > 0
+        if self.kind == "candidates":
+            modes = value.values() if isinstance(value, Mapping) else [value]
+            return all(isinstance(mode, str) and CANDIDATES.fullmatch(mode) for mode in modes)
         if self.kind == "interval":  # RecBole passes over one that it cannot read
             return isinstance(value, (str, list, tuple)) and all(map(_is_interval, str(value).split(";")))
         return isinstance(value, TYPES[self.kind])

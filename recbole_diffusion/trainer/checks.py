@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +18,6 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     clip = config.get("clip_grad_norm")
     if clip is not None and "max_norm" not in clip:
         raise ValueError(f"clip_grad_norm [{clip}] must have a max_norm, such as {{max_norm: 1.0}}.")
-    mode = (config.get("eval_args") or {}).get("mode")
-    for value in mode.values() if isinstance(mode, Mapping) else [mode]:
-        if value is not None and not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d{0,8}", str(value)):
-            raise ValueError(f"eval_args.mode [{value}] must be full, labeled, uniN or popN, such as uni100.")
     metrics, topk = (
         value if isinstance(value, (list, tuple)) else [value] for value in map(config.get, ("metrics", "topk"))
     )
