@@ -106,13 +106,11 @@ def measure(kind: str, folder: Path, dataset: str, timeout: float, memory: float
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(found: list[dict]) -> str:
-    """The measurements as Markdown."""
-    lines = ["| interactions | rows | seconds | peak GiB | rows of the epoch |", "|---|---|---|---|---|"]
-    for one in found:
-        cells = [one["ended"], "", ""] if "ended" in one else [one["seconds"], one["peak_gib"], f"{one['rows']:,}"]
-        lines.append(f"| {one['interactions']:,} | {KINDS[one['kind']]} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+def row(n: int, kind: str, found: dict) -> dict:
+    """A line of the table; what was ended has its reason for seconds."""
+    seconds = found.get("ended") or found["seconds"]
+    peak, rows = found.get("peak_gib", ""), found.get("rows", "")
+    return {"interactions": n, "rows": KINDS[kind], "seconds": seconds, "peak GiB": peak, "rows of an epoch": rows}
 
 
 def main() -> None:
@@ -140,18 +138,17 @@ def main() -> None:
         parser.error(f"interactions [{args.interactions}] must be numbers, separated by commas")
     if min(sizes) < 1000:
         parser.error(f"interactions [{args.interactions}] must be at least 1,000 each")
-    found = []
+    from figure import write_figure
+
+    rows = []
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             write_interactions(Path(folder) / "synthetic" / "synthetic.inter", n, args.items)
             for kind in args.kinds.split(","):
-                one = measure(kind, Path(folder), "synthetic", args.timeout, args.memory)
-                found.append({"interactions": n, "kind": kind, **one})
-                print(found[-1], flush=True)
+                rows.append(row(n, kind, measure(kind, Path(folder), "synthetic", args.timeout, args.memory)))
+                print(rows[-1], flush=True)
     if args.output:
-        command = f"python benchmarks/data_cost.py {' '.join(sys.argv[1:])}"
-        args.output.with_suffix(".json").write_text(json.dumps({"command": command, "runs": found}, indent=1) + "\n")
-        args.output.with_suffix(".md").write_text(f"```bash\n{command}\n```\n\n{table(found)}")
+        write_figure(args.output, rows, "From the start of preparing the data to the first training batch.")
 
 
 if __name__ == "__main__":

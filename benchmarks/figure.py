@@ -26,5 +26,5 @@ def write_figure(output: Path, rows: list[dict[str, Any]], text: str) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
