@@ -114,6 +114,7 @@ def _apply_props(config: Config, model: str, dataset: str) -> None:
     # RecBole loads user and item ids alone unless told more; no sequential model can order those.
     if "load_col" not in user and "load_col" not in config.default_sources:
         fields = [merged[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        fields = [field for field in fields if isinstance(field, str)]  # others are refused when all keys are checked
         own = {} if model in MODELS else merged.get("load_col") or {}  # such as the item features of RecBole's SASRecF
         inter = [*(own.get("inter") or []), *fields]
         config.internal_config_dict["load_col"] = {**own, "inter": list(dict.fromkeys(inter))}

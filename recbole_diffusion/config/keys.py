@@ -216,8 +216,8 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
     ),
     "Machine": (
         _machine_path("resume", "a checkpoint to go on from; auto: the newest of the same run"),
-        _machine_path("data_path", "folder that holds the datasets' folders"),
-        _machine_path("checkpoint_dir", "folder of the checkpoints"),
+        _path("data_path", "folder that holds the datasets' folders", changes="nothing"),
+        _path("checkpoint_dir", "folder of the checkpoints", changes="nothing"),
         _machine_flag("trust_pickles", "read what RecBole saved by save_dataset: it can run code"),
         _machine_flag("save_dataset", "save the filtered dataset"),
         _machine_path("dataset_save_path", "the saved dataset to read"),

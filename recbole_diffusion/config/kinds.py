@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ TYPES = {
 
 
 CANDIDATES = re.compile(r"full|labeled|(uni|pop)[1-9]\d{0,8}")
-TOO_LARGE = 2**63  # for a whole number anywhere
+TOO_LARGE = 2**63  # for a number anywhere
 LONGEST = 200  # characters of a value in a message
 
 
@@ -135,7 +134,7 @@ class Key:
     def _is_number(self, value: Any, kind: type) -> bool:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        if abs(value) >= TOO_LARGE if isinstance(value, Integral) else not math.isfinite(value):
+        if not abs(value) < TOO_LARGE:  # NaN is not, either
             return False
         return not (
             (self.low is not None and value < self.low)
