@@ -20,7 +20,7 @@ from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world, spawn
 from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_machine
-from recbole_diffusion.config.settings import resume_settings, settings
+from recbole_diffusion.config.settings import result_settings, resume_settings, settings
 from recbole_diffusion.console import calm_screen, epoch_lines, show_run
 from recbole_diffusion.data.cache import cache_name, cache_table
 from recbole_diffusion.data.preparation import prepare_data
@@ -133,7 +133,10 @@ def prepare_training(config: Config):
     """
     pretrained = None
     if config["pretrain"] and not find_resume_file(config):
-        pretrained = train_and_test(pretraining_config(config))["model_file"]
+        first = pretraining_config(config)
+        # Of another length it is another run: unlike that of a run that goes on, its end is what counts.
+        first["resume"] = find_last_state(first["checkpoint_dir"], first, result_settings)
+        pretrained = train_and_test(first)["model_file"]
     init_seed(config["seed"], config["reproducibility"])
     logger = getLogger()
     if rank_and_world()[0] == 0:

@@ -177,8 +177,8 @@ def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[
 def pretraining_config(config: Config) -> Config:
     """The Config of the model that the key ``pretrain`` names, which trains first on the same data.
 
-    What this model reads, too, is as in ``config``, unless ``pretrain_config`` says otherwise. Its checkpoints lie in a
-    folder of their own, where a run that was cut goes on and one that ended is not trained again.
+    What this model reads, too, is as in ``config``, unless ``pretrain_config`` says otherwise, the user's above that of
+    the model's props. Its checkpoints lie in a folder of their own.
 
     Raises
     ------
@@ -194,11 +194,12 @@ def pretraining_config(config: Config) -> Config:
     reads |= {key for key in user if key in RUN or key not in KEYS} - {"save_dataloaders", "dataloaders_save_path"}
     values = {**config.internal_config_dict, **user}
     values = {key: value for key, value in values.items() if key in reads}
-    own = {"checkpoint_dir": str(Path(config["checkpoint_dir"]) / "pretrain"), "resume": "auto"}
+    own = {"checkpoint_dir": str(Path(config["checkpoint_dir"]) / "pretrain")}
     own |= {key: config[key] for key in ("state", "show_progress")}  # which a program may have set since
     argv, sys.argv = sys.argv, sys.argv[:1]  # Config would put the command line, which is for this model, above all
     try:
-        return Config(name, config["dataset"], None, {**values, **config["pretrain_config"], **own})
+        differs = {**config.internal_config_dict["pretrain_config"], **config["pretrain_config"]}
+        return Config(name, config["dataset"], None, {**values, **differs, **own})
     finally:
         sys.argv = argv
 
@@ -239,7 +240,7 @@ def _check_unknown_keys(config: Config, model: str) -> None:
     """Raise ValueError for keys that nothing reads, where our ``run`` is at work; in RecBole's own scripts warn.
 
     RecBole ignores them silently. Keys that other models read, but not this one, are warned of: a file of parameters
-    may serve several models.
+    may serve several models. The layers that models of ours share would read them all the same: those keys are dropped.
     """
     user, known = config.external_config_dict, known_keys(config)
     useless, unknown = [], []
@@ -248,6 +249,8 @@ def _check_unknown_keys(config: Config, model: str) -> None:
         hint = f": did you mean {' or '.join(near)}?" if near else "."
         if key in _keys_of_all_models():
             useless.append(f"{key} [{user[key]}] has no effect on {model}{hint}")
+            if model in MODELS:
+                del user[key]
         else:
             unknown.append(f"{key} [{user[key]}] is unknown{hint}")
     if useless:

@@ -21,7 +21,7 @@ from recbole_diffusion.config.keys import KEYS
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.trainer import DiffusionTrainer
 
-from .conftest import ROOT, toy_config
+from .conftest import ROOT, toy, toy_config
 
 PACKAGE = ROOT / "recbole_diffusion"
 QUIET = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset")}
@@ -175,6 +175,13 @@ def test_a_key_that_other_models_read_is_warned_of():
         UserWarning, match=r"dropout \[0.3\] has no effect on DiffuRec: did you mean hidden_dropout_prob"
     ):
         toy_config("DiffuRec", dropout=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.* has no effect on")
+def test_a_key_without_effect_has_none():
+    """Layers that models share would read it."""
+    for model, key, value in (("PreferDiff", "use_position_embedding", False), ("ADRec", "act_dropout_prob", 0.5)):
+        assert key not in toy(model, **{key: value}).config
 
 
 def test_what_a_model_reads_is_not_warned_of(recwarn):

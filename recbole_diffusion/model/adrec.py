@@ -78,7 +78,7 @@ class ADRec(DiffusionRecommender):
     def calculate_loss(self, interaction) -> Tensor:
         """Cross-entropy of x0_hat . E^T plus ``loss_scale`` times the mean squared error to x_0 = E[next item].
 
-        The first is a mean over the positions of the batch, the second over D, a user's positions, and users.
+        The first is a mean over the positions of the batch, the second over D, a window's positions, and windows.
         """
         item_seq, n = self.history(interaction)
         layout, (rows, positions) = self.layout(n, item_seq.shape[1]), real_positions(n)

@@ -113,4 +113,4 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
     """The betas of the keys ``noise_schedule``, ``num_steps`` and, where the schedule has them, its range."""
     schedule = config["noise_schedule"]
     keys = BETA_RANGES[schedule] if schedule in list(BETA_RANGES) else ()
-    return get_betas(schedule, config["num_steps"], **{key: config[key] for key in keys if key in config})
+    return get_betas(schedule, config["num_steps"], **{key: config[key] for key in keys})

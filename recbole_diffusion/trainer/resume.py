@@ -105,6 +105,14 @@ def load_same_keys(target: Any, state: Mapping[str, Any]) -> None:
     target.load_state_dict(state)
 
 
+def load_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
+    """Load a schedule's state; a rate is that of its epoch now, which in a longer run may be another than was saved."""
+    load_same_keys(schedule, state)
+    parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, rate, factor in parts:
+        group["lr"] = rate * factor(schedule.last_epoch)
+
+
 def random_state(train_data) -> dict[str, Any]:
     """State of every random generator that training draws from, as tensors and plain values."""
     version, keys, gauss = random.getstate()

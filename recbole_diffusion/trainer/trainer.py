@@ -33,6 +33,7 @@ from recbole_diffusion.trainer.resume import (
     check_resumable,
     load_optimizer,
     load_same_keys,
+    load_schedule,
     load_weights,
     random_state,
     set_random_state,
@@ -246,8 +247,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         take_up("optimizer", resume_file, partial(load_optimizer, self.optimizer), checkpoint["optimizer"])
         if "random_state" in checkpoint:
             self.best_valid_result = checkpoint["best_valid_result"] or None
-            for part, target in (("lr_scheduler", self.lr_scheduler), ("scaler", self.scaler)):
-                take_up(part, resume_file, partial(load_same_keys, target), checkpoint[part])
+            take_up("lr_scheduler", resume_file, partial(load_schedule, self.lr_scheduler), checkpoint["lr_scheduler"])
+            take_up("scaler", resume_file, partial(load_same_keys, self.scaler), checkpoint["scaler"])
             self.train_loss_dict = checkpoint["train_loss_dict"]
             self.curve = checkpoint.get("curve", [])
             self._resume_state = resume_file, checkpoint["random_state"]

@@ -154,7 +154,21 @@ def test_the_first_model_is_as_the_second_but_for_what_is_its_own():
     shared = ("hidden_size", "n_layers", "use_position_embedding", "learning_rate", "seed", "lr_scheduler", "data_path")
     assert first["model"] == "SASRecPlus" and all(first[key] == config[key] for key in shared)
     assert (first["initializer"], first["initializer_range"]) == ("normal", 0.1)
-    assert (first["freeze_embedding_epochs"], first["pretrain"], first["resume"]) == (0, None, "auto")
+    assert (first["freeze_embedding_epochs"], first["pretrain"], first["resume"]) == (0, None, None)
+
+
+def test_what_the_first_model_is_told_stands_above_what_the_props_tell_it():
+    first = pretraining_config(toy_config("ADRec", pretrain="SASRecPlus", pretrain_config={"initializer_range": 0.2}))
+    assert (first["initializer"], first["initializer_range"]) == ("normal", 0.2)
+
+
+@pytest.mark.slow
+def test_a_first_training_of_another_length_is_another(tmp_path):
+    keys = {"num_steps": 4, "limit_train_batches": 2, "checkpoint_dir": str(tmp_path), "pretrain": "SASRecPlus"}
+    for epochs in (1, 2, 1):
+        train_and_test(toy_config("ADRec", epochs=epochs, **keys))
+    files = [path for path in (tmp_path / "pretrain").glob("SASRecPlus*-last.pth")]
+    assert sorted(load_checkpoint(path)["epoch"] for path in files) == [0, 1]
 
 
 @pytest.mark.slow

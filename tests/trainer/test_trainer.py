@@ -239,6 +239,17 @@ def test_auto_passes_over_a_broken_file(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(tmp_path):
+    """A cosine over two epochs ends at 0, and the run that goes on is halfway down its own."""
+    straight(tmp_path, epochs=2, lr_scheduler={"name": "cosine"})
+    it = toy("DiffuRec", step_sampler="loss_aware", lr_scheduler={"name": "cosine"}, num_steps=4, epochs=4)
+    trainer = DiffusionTrainer(it.config, it.model)
+    [last] = tmp_path.rglob("*-last.pth")
+    trainer.resume_checkpoint(last)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(it.config["learning_rate"] / 2)
+
+
+@pytest.mark.slow
 def test_the_schedule_goes_on_from_a_best_checkpoint(tmp_path):
     schedule = {"name": "step", "start_epoch": 1, "step_size": 100, "gamma": 0.1}
     best = straight(tmp_path, epochs=2, lr_scheduler=schedule)["model_file"]
