@@ -114,7 +114,8 @@ def _default_space(model: str) -> Path:
 def _shared_parameters(config: Config) -> dict[str, Any]:
     """What a trial in another process and folder needs: every parameter as a value, and no relative path."""
     shared = {key: value for key, value in config.external_config_dict.items() if key != "paper_protocol"}
-    paths = {key: os.path.abspath(value) for key, value in shared.items() if key.endswith("_path") and value}
+    files = {key: value for key, value in shared.items() if key.endswith(("_path", "_file")) and value}
+    paths = {key: os.path.abspath(value) for key, value in files.items()}
     data_path = str(Path(config["data_path"]).absolute().parent)  # RecBole adds the dataset's name
     return {**shared, **paths, "model": config["model"], "dataset": config["dataset"], "data_path": data_path}
 

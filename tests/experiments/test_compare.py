@@ -94,7 +94,7 @@ def test_the_command_line_reaches_every_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_fails_does_not_stop_the_others(monkeypatch, capsys):
-    words = ["--models=DiffuRec,Pop", "--dataset=markov-toy", "--seeds=1", "--initializer_range=1e30", "--epochs=1"]
+    words = ["--models=DiffuRec,Pop", "--dataset=markov-toy", "--seeds=1", "--initializer_range=9e18", "--epochs=1"]
     words += ["--hidden_size=16", "--n_heads=2", "--n_layers=1", "--num_steps=4", "--state=ERROR"]
     monkeypatch.setattr(sys, "argv", ["compare", *words, f"--data_path={ROOT}/dataset"])
     with pytest.raises(SystemExit, match="Failed: DiffuRec-markov-toy-1;"):

@@ -276,7 +276,7 @@ def test_the_best_score_may_be_zero(scores, bigger, best):
 
 
 def test_a_trial_gets_values_alone_and_no_relative_path(monkeypatch):
-    Path("base.yaml").write_text("{pre_model_path: saved/s3.pth, hidden_size: 16, topk: [10]}")
+    Path("base.yaml").write_text("{dataset_save_path: saved/s3.pth, hidden_size: 16, topk: [10]}")
     given: list[dict] = []
 
     def note(model, dataset, config_file_list, config_dict):
