@@ -94,7 +94,7 @@ def test_every_checkpoint_loads_safely_and_in_recbole(model):
 @pytest.mark.parametrize("model, metric", [("SASRecF", "ndcg@10"), ("FM", "auc")])
 def test_recbole_models_of_item_features_get_their_columns_and_load_again(model, metric):
     tiny = {"hidden_size": 8, "inner_size": 8, "embedding_size": 8, "MAX_ITEM_LIST_LENGTH": 5, "train_batch_size": 4096}
-    result = run(model, "ml-100k", config_dict={**QUIET, **tiny, "data_path": None, "epochs": 1})
+    result = run(model, "ml-100k", config_dict={**QUIET, **tiny, "epochs": 1})
     assert result["test_result"][metric] > 0
     load_data_and_model(result["model_file"])
 
