@@ -240,7 +240,7 @@ def _check_unknown_keys(config: Config, model: str) -> None:
     """Raise ValueError for keys that nothing reads, where our ``run`` is at work; in RecBole's own scripts warn.
 
     RecBole ignores them silently. Keys that other models read, but not this one, are warned of: a file of parameters
-    may serve several models. The layers that models of ours share would read them all the same: those keys are dropped.
+    may serve several models. What the layers that our models share, or training, would read all the same is dropped.
     """
     user, known = config.external_config_dict, known_keys(config)
     useless, unknown = [], []
@@ -249,7 +249,7 @@ def _check_unknown_keys(config: Config, model: str) -> None:
         hint = f": did you mean {' or '.join(near)}?" if near else "."
         if key in _keys_of_all_models():
             useless.append(f"{key} [{user[key]}] has no effect on {model}{hint}")
-            if model in MODELS:
+            if model in MODELS or key in START_KEYS:
                 del user[key]
         else:
             unknown.append(f"{key} [{user[key]}] is unknown{hint}")

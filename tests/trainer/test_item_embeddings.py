@@ -203,4 +203,4 @@ def test_where_nobody_pretrains_that_is_told():
     with pytest.raises(ValueError, match=r"model \[SASRecPlu\] is unknown\. Did you mean SASRecPlus"):
         prepare_training(toy_config("ADRec", pretrain="SASRecPlu"))
     with pytest.warns(UserWarning, match="pretrain .* has no effect on SASRec"):
-        build_config("SASRec", "markov-toy", None, {**keys})
+        assert "pretrain" not in build_config("SASRec", "markov-toy", None, {**keys})
