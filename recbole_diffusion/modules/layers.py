@@ -39,7 +39,7 @@ class MultiHeadAttention(nn.Module):
         return layout.known(*self.key_value(context).chunk(2, dim=-1), self.n_heads)
 
     def to_known(self, x: Tensor, known: list[Known], layout: TokenLayout) -> Tensor:
-        """Attend from last tokens [S * B, D], each to itself and to the tokens before it; without dropout."""
+        """Attend from last tokens [S * B, D], sorted, each to itself and to the tokens before it; without dropout."""
         return self.out(layout.attend_known(self.query(x), *self.key_value(x).chunk(2, dim=-1), known, self.n_heads))
 
 
@@ -82,7 +82,7 @@ class TransformerBlock(nn.Module):
         return self.attention.known(self.norm_1(x) if self.norm_first else x, layout)
 
     def last(self, x: Tensor, known: list[Known], layout: TokenLayout) -> Tensor:
-        """The last tokens alone, [S * B, D] seed by seed, where those before them are known; causal blocks only."""
+        """The last tokens alone, [S * B, D] sorted, where those before them are known; causal blocks only."""
         context = self.norm_1(x) if self.norm_first else x
         return self.after_attention(x, self.attention.to_known(context, known, layout))
 
@@ -125,9 +125,10 @@ class TransformerEncoder(nn.Module):
                 x = block(x, layout)
 
         def read(last: Tensor) -> Tensor:
+            last = layout.sort_last(last)
             for block, part in zip(self.blocks, known, strict=True):
                 last = block.last(last, part, layout)
-            return last
+            return layout.restore_last(last)
 
         return read
 

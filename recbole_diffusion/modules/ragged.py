@@ -39,8 +39,8 @@ class Group(NamedTuple):
 class Known(NamedTuple):
     """What the last tokens of a group's sequences may read of the tokens before them."""
 
-    key: Tensor  # [size, heads, length - 1, D / heads]
-    value: Tensor
+    key: Tensor  # [size, heads, D / heads, length - 1]
+    value: Tensor  # [size, heads, length - 1, D / heads]
     mask: Tensor | None  # [size, 1, 1, length - 1] True before the last token; None where every place is
 
 
@@ -146,29 +146,41 @@ class TokenLayout:
         """Keys and values [N, D] of all tokens before each sequence's last, group by group."""
         parts = zip(self.groups, *(self._heads(x, n_heads) for x in (key, value)), strict=True)
         return [
-            # Right-padded: place j lies before the last token where j + 1 is real.
-            Known(k[:, :, :-1], v[:, :, :-1], None if group.mask is None else group.mask[..., 1:])
+            # In one piece as the products read them: else every step would copy them. Right-padded: place j lies before
+            # the last token where j + 1 is real.
+            Known(
+                k[:, :, :-1].mT.contiguous(),
+                v[:, :, :-1].contiguous(),
+                None if group.mask is None else group.mask[..., 1:],
+            )
             for group, k, v in parts
         ]
+
+    def sort_last(self, x: Tensor) -> Tensor:
+        """Bring last tokens [S * B, D], seed by seed in the order of the batch, into that of the groups."""
+        return x.unflatten(0, (-1, len(self._order)))[:, self._order].flatten(0, 1)
+
+    def restore_last(self, x: Tensor) -> Tensor:
+        """Undo ``sort_last``."""
+        return x.unflatten(0, (-1, len(self._order)))[:, self._restore].flatten(0, 1)
 
     def attend_known(self, query: Tensor, key: Tensor, value: Tensor, known: list[Known], n_heads: int) -> Tensor:
         """Attention of S last tokens of each sequence, that do not see each other: to itself and to the known.
 
-        query, key and value are [S * B, D], seed by seed, and so is the result.
+        query, key and value are [S * B, D], seed by seed and sorted by ``sort_last``, and so is the result.
         """
         query = query * (query.shape[-1] // n_heads) ** -0.5
 
-        def heads(x: Tensor) -> Tensor:  # [B, heads, S, D / heads], in flat order
-            by_seed = x.unflatten(0, (-1, len(self._order)))[:, self._order]
-            return by_seed.unflatten(-1, (n_heads, -1)).permute(1, 2, 0, 3)
+        def heads(x: Tensor) -> Tensor:  # [B, heads, S, D / heads]
+            return x.unflatten(0, (-1, len(self._order))).unflatten(-1, (n_heads, -1)).permute(1, 2, 0, 3)
 
         q, k, v = heads(query), heads(key), heads(value)
         sizes, itself = [group.size for group in self.groups], (q * k).sum(-1, keepdim=True)
         out = []
         for past, *own in zip(known, q.split(sizes), itself.split(sizes), v.split(sizes), strict=True):
-            logits = own[0] @ past.key.mT
+            logits = own[0] @ past.key
             if past.mask is not None:
                 logits = logits.masked_fill(~past.mask, -torch.inf)
             weight = torch.cat([logits, own[1]], dim=-1).softmax(-1)
             out.append(weight[..., :-1] @ past.value + weight[..., -1:] * own[2])
-        return torch.cat(out).permute(2, 0, 1, 3).flatten(2)[:, self._restore].flatten(0, 1)
+        return torch.cat(out).permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
