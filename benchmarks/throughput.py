@@ -20,7 +20,7 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-from recbole_diffusion.cli import errors_in_one_line, parse_flags
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 COMMON = {"hidden_size": 128, "n_layers": 4, "n_heads": 4, "inner_size": 512, "MAX_ITEM_LIST_LENGTH": 50}
 BATCH = {"train_batch_size": 512, "eval_batch_size": 512}
@@ -162,6 +162,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with errors_in_one_line():
+        begin()
         import yaml
 
         given = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in args.set)}
