@@ -161,8 +161,8 @@ def job_config(job: Job, settings: Mapping[str, Any] | None = None, machine: Map
     for key in changes.keys() - known:
         raise ValueError(f"{job}: key [{key}] is unknown to {job.row.model}, or not for a manifest to set.")
     config = build_config(job.row.model, job.dataset, None, {**machine, **changes, "seed": job.seed})
-    if config["eval_step"] != 1:
-        raise ValueError(f"{job}: eval_step [{config['eval_step']}] must be 1: the curve has a point for each epoch.")
+    if not 1 <= config["eval_step"] <= config["epochs"]:
+        raise ValueError(f"{job}: eval_step [{config['eval_step']}] must be from 1 to epochs [{config['epochs']}].")
     return config
 
 
