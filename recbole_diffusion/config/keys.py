@@ -57,6 +57,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _number("step_scale", "first value of a learned factor of the step embedding; null: none", low=0, null=True),
         _flag("embedding_norm", "layer norm over the sum of the embeddings (SeqDiffRec)"),
         _flag("tie_weights", "score with the item embeddings (SeqDiffRec)"),
+        _flag("decoder_residual", "add the encoded history to the decoder's mean (CDDRec)"),
         _flag("cross_attention", "the history attends with the noised target (DiffuRecSys)"),
         _choice("cross_attention_query", "what asks in it, and not what answers", choices=("target", "history")),
         _choice("denoiser", "one linear layer, or two around a GELU", choices=("mlp1", "mlp2")),

@@ -49,6 +49,7 @@ class CDDRec(DiffusionRecommender):
         self.mask_embedding = nn.Embedding(1, self.hidden_size) if name == "mask" else None
         self.encoder = CausalEncoder(config)
         self.decoder = StepQueryAttention(self.hidden_size, config["num_steps"], config["attn_dropout_prob"])
+        self.decoder_residual = config["decoder_residual"]
         self.unseen_items = UnseenItems(dataset) if hasattr(dataset, "inter_feat") else None  # training alone needs it
         # At t = 0 the variance is zero; as Ho et al. 2020 do in their code, the divergence takes the next one there.
         variance = self.diffusion.posterior_variance
@@ -71,7 +72,9 @@ class CDDRec(DiffusionRecommender):
         x = self.item_embedding(items)
         if self.mask_embedding is not None:
             x = x + (items == 0).unsqueeze(-1) * self.mask_embedding.weight
-        return self.decoder(self.encoder(x, layout), layout, steps)
+        e_s = self.encoder(x, layout)
+        mu = self.decoder(e_s, layout, steps)
+        return e_s + mu if self.decoder_residual else mu
 
     def preference(self, mu: Tensor, noise: Tensor | None = None) -> Tensor:
         """x_hat_t = mu_t + sigma_{t+1} eps (Eq. 4), sigma^2 the posterior's variance, of all steps: [T, ..., D]."""

@@ -37,11 +37,11 @@ class Group(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the last tokens of a group's sequences may read of the tokens before them."""
+    """What the last tokens of some neighbouring sequences may read of the tokens before them."""
 
-    key: Tensor  # [size, heads, D / heads, length - 1]
-    value: Tensor  # [size, heads, length - 1, D / heads]
-    mask: Tensor | None  # [size, 1, 1, length - 1] True before the last token; None where every place is
+    key: Tensor  # [size, heads, D / heads, places], scaled by the root of D / heads
+    value: Tensor  # [size, heads, places, D / heads]
+    mask: Tensor  # [size, 1, 1, places] what is added to the logits: 0 before the last token, -inf elsewhere
 
 
 class TokenLayout:
@@ -61,6 +61,7 @@ class TokenLayout:
 
     # A sequence shorter than this share of its group's longest starts a new group, unless the group is still small.
     SHARE, MIN_TOKENS = 0.8, 256
+    KNOWN_SHARE = 0.4
 
     def __init__(self, item_seq_len: Tensor, length: int, ragged: bool = True):
         if ragged:
@@ -143,18 +144,35 @@ class TokenLayout:
         return torch.cat(out)[self._restore]
 
     def known(self, key: Tensor, value: Tensor, n_heads: int) -> list[Known]:
-        """Keys and values [N, D] of all tokens before each sequence's last, group by group."""
-        parts = zip(self.groups, *(self._heads(x, n_heads) for x in (key, value)), strict=True)
-        return [
-            # In one piece as the products read them: else every step would copy them. Right-padded: place j lies before
-            # the last token where j + 1 is real.
-            Known(
-                k[:, :, :-1].mT.contiguous(),
-                v[:, :, :-1].contiguous(),
-                None if group.mask is None else group.mask[..., 1:],
-            )
-            for group, k, v in parts
-        ]
+        """Keys and values [N, D] of all tokens before each sequence's last.
+
+        Groups are joined as long as none is shorter than a share of the longest: where a step reads one token of each
+        sequence, many small operations cost more than some padding.
+        """
+        parts = list(zip(self.groups, self.by_group(key), self.by_group(value), strict=True))
+        joined: list[list] = []
+        for part in parts:
+            if not joined or part[0].length < self.KNOWN_SHARE * joined[-1][0][0].length:
+                joined.append([])
+            joined[-1].append(part)
+        return [self._join(part, n_heads) for part in joined]
+
+    @staticmethod
+    def _join(parts: list[tuple[Group, Tensor, Tensor]], n_heads: int) -> Known:
+        """Pad the tokens [size, length, D] of groups to the longest of them, the first."""
+        longest, real = parts[0][0].length, []
+        for group, key, _ in parts:
+            mask = key.new_ones(group.size, group.length).bool() if group.mask is None else group.mask[:, 0, 0]
+            # Right-padded: place j lies before the last token where j + 1 is real.
+            real.append(F.pad(mask[:, 1:], (0, longest - group.length)))
+        keys, values = (
+            torch.cat([F.pad(x[:, :-1], (0, 0, 0, longest - x.shape[1])) for x in column]).unflatten(-1, (n_heads, -1))
+            for column in ([key for _, key, _ in parts], [value for _, _, value in parts])
+        )
+        bias = keys.new_zeros(len(keys), longest - 1).masked_fill(~torch.cat(real), -torch.inf)[:, None, None]
+        # In one piece as the products read them: else every step would copy them.
+        keys = keys.permute(0, 2, 3, 1).contiguous() * keys.shape[-1] ** -0.5
+        return Known(keys, values.transpose(1, 2).contiguous(), bias)
 
     def sort_last(self, x: Tensor) -> Tensor:
         """Bring last tokens [S * B, D], seed by seed in the order of the batch, into that of the groups."""
@@ -169,18 +187,14 @@ class TokenLayout:
 
         query, key and value are [S * B, D], seed by seed and sorted by ``sort_last``, and so is the result.
         """
-        query = query * (query.shape[-1] // n_heads) ** -0.5
 
         def heads(x: Tensor) -> Tensor:  # [B, heads, S, D / heads]
             return x.unflatten(0, (-1, len(self._order))).unflatten(-1, (n_heads, -1)).permute(1, 2, 0, 3)
 
         q, k, v = heads(query), heads(key), heads(value)
-        sizes, itself = [group.size for group in self.groups], (q * k).sum(-1, keepdim=True)
+        sizes, itself = [len(past.key) for past in known], (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
         out = []
         for past, *own in zip(known, q.split(sizes), itself.split(sizes), v.split(sizes), strict=True):
-            logits = own[0] @ past.key
-            if past.mask is not None:
-                logits = logits.masked_fill(~past.mask, -torch.inf)
-            weight = torch.cat([logits, own[1]], dim=-1).softmax(-1)
+            weight = torch.cat([own[0] @ past.key + past.mask, own[1]], dim=-1).softmax(-1)
             out.append(weight[..., :-1] @ past.value + weight[..., -1:] * own[2])
         return torch.cat(out).permute(2, 0, 1, 3).flatten(2).flatten(0, 1)

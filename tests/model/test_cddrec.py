@@ -253,10 +253,11 @@ def next_items(interaction, row: int) -> list[int]:
 
 
 @pytest.mark.parametrize("ragged", [True, False])
-@pytest.mark.parametrize("divergence", ["dot", "kl"])
-def test_loss_is_eq_8_over_every_step_and_position(monkeypatch, divergence, ragged):
+@pytest.mark.parametrize("divergence, residual", [("dot", False), ("dot", True), ("kl", False)])
+def test_loss_is_eq_8_over_every_step_and_position(monkeypatch, divergence, residual, ragged):
     scale = {"dot": 5, "kl": 2}[divergence]  # the sigmoid of a large divergence is 0
-    it = make(scale, **STILL, divergence=divergence, lambda_contrastive=0.7, temperature=0.9, ragged=ragged)
+    settings = {"divergence": divergence, "decoder_residual": residual, "ragged": ragged}
+    it = make(scale, **STILL, **settings, lambda_contrastive=0.7, temperature=0.9)
     model, interaction = it.model, batch_of(it.train, 5)
     monkeypatch.setattr(model.unseen_items, "sample", lambda users: (users % 7 + 1, torch.ones_like(users).bool()))
     x_hat, x_0, x_negative = [], [], []
@@ -265,7 +266,8 @@ def test_loss_is_eq_8_over_every_step_and_position(monkeypatch, divergence, ragg
         one = TokenLayout(n, int(n), ragged=False)
         items = model.item_embedding(interaction["item_id_list"][row, : int(n)])
         e_s = model.encoder(items, one)
-        x_hat.append(torch.stack([quadratic_attention(model.decoder, e_s, t) for t in range(T)]))
+        mu = torch.stack([quadratic_attention(model.decoder, e_s, t) for t in range(T)])
+        x_hat.append(mu + e_s if residual else mu)
         x_0.append(model.item_embedding(torch.tensor(next_items(interaction, row))))
         x_negative.append(model.item_embedding((interaction["user_id"][row] % 7 + 1).repeat(int(n))))
     x_hat, x_0, x_negative = torch.cat(x_hat, 1), torch.cat(x_0), torch.cat(x_negative)
