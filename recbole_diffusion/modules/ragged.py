@@ -169,18 +169,18 @@ class TokenLayout:
             torch.cat([F.pad(x[:, :-1], (0, 0, 0, longest - x.shape[1])) for x in column]).unflatten(-1, (n_heads, -1))
             for column in ([key for _, key, _ in parts], [value for _, _, value in parts])
         )
-        bias = keys.new_zeros(len(keys), longest - 1).masked_fill(~torch.cat(real), -torch.inf)[:, None, None]
+        bias = keys.new_zeros(keys.shape[0], longest - 1).masked_fill(~torch.cat(real), -torch.inf)[:, None, None]
         # In one piece as the products read them: else every step would copy them.
         keys = keys.permute(0, 2, 3, 1).contiguous() * keys.shape[-1] ** -0.5
         return Known(keys, values.transpose(1, 2).contiguous(), bias)
 
     def sort_last(self, x: Tensor) -> Tensor:
         """Bring last tokens [S * B, D], seed by seed in the order of the batch, into that of the groups."""
-        return x.unflatten(0, (-1, len(self._order)))[:, self._order].flatten(0, 1)
+        return x.unflatten(0, (-1, self._order.shape[0]))[:, self._order].flatten(0, 1)
 
     def restore_last(self, x: Tensor) -> Tensor:
         """Undo ``sort_last``."""
-        return x.unflatten(0, (-1, len(self._order)))[:, self._restore].flatten(0, 1)
+        return x.unflatten(0, (-1, self._order.shape[0]))[:, self._restore].flatten(0, 1)
 
     def attend_known(self, query: Tensor, key: Tensor, value: Tensor, known: list[Known], n_heads: int) -> Tensor:
         """Attention of S last tokens of each sequence, that do not see each other: to itself and to the known.
@@ -189,10 +189,10 @@ class TokenLayout:
         """
 
         def heads(x: Tensor) -> Tensor:  # [B, heads, S, D / heads]
-            return x.unflatten(0, (-1, len(self._order))).unflatten(-1, (n_heads, -1)).permute(1, 2, 0, 3)
+            return x.unflatten(0, (-1, self._order.shape[0])).unflatten(-1, (n_heads, -1)).permute(1, 2, 0, 3)
 
         q, k, v = heads(query), heads(key), heads(value)
-        sizes, itself = [len(past.key) for past in known], (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+        sizes, itself = [past.key.shape[0] for past in known], (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
         out = []
         for past, *own in zip(known, q.split(sizes), itself.split(sizes), v.split(sizes), strict=True):
             weight = torch.cat([own[0] @ past.key + past.mask, own[1]], dim=-1).softmax(-1)

@@ -51,6 +51,7 @@ def served(folder, histories: list[list[str]], k: int) -> list[list[str]]:
         ("SeqDiffRec", {"inference_seeds": [3]}),
         ("DreamRec", {}),
         ("CDDRec", {}),
+        ("ADRec", {}),
         ("SASRec", {"emb_dropout_prob": 0.0}),
     ],  # fmt: skip
     ids=lambda value: value if isinstance(value, str) else "",
