@@ -29,6 +29,9 @@ class SeqDiffRec(DiffusionRecommender):
     prediction remain those of the target. A footnote counts 20,000 training sequences, about as many as Beauty has
     users: ``training_rows: users`` is that reading, one target a user; the default takes every item as a target once.
 
+    By validation, not by the paper: Eq. 14's sum is normalised (``embedding_norm``), as noise and sinusoids of 1 drown
+    items that start from 0.02, and the items' embeddings are the W of Eq. 8 (``tie_weights``).
+
     The reverse chain draws with the variance of Eq. 3; Eq. 4 has the slightly larger beta_n: ``reverse_variance: beta``
     (Ho et al. 2020, section 3.2, find both alike).
     """
@@ -53,9 +56,8 @@ class SeqDiffRec(DiffusionRecommender):
         self.encoder = TransformerEncoder(config, norm_first=False, causal=False)
         self.output = nn.Linear(self.hidden_size, self.n_items)
         self.apply(self._init_weights)
-        self.step_scale = (
-            None if config["step_scale"] is None else nn.Parameter(torch.tensor(float(config["step_scale"])))
-        )
+        scaled = self.use_step_embedding and config["step_scale"] is not None
+        self.step_scale = nn.Parameter(torch.tensor(float(config["step_scale"]))) if scaled else None
         if config["tie_weights"]:
             self.output.weight = self.item_embedding.weight
 
@@ -67,10 +69,8 @@ class SeqDiffRec(DiffusionRecommender):
                 f"MAX_ITEM_LIST_LENGTH [{config['MAX_ITEM_LIST_LENGTH']}] must be an integer >= 2 for {cls.__name__}: "
                 "the target is one of them."
             )
-        if not config["step_embedding"] and (config["step_projection"] or config["step_scale"] is not None):
-            raise ValueError(
-                "step_embedding [False] must be True where step_projection or step_scale is set: they shape it."
-            )
+        if not config["step_embedding"] and config["step_projection"]:
+            raise ValueError("step_embedding [False] must be True where step_projection is set, which shapes it.")
 
     # ------------------------------------------------------------------ forward process
 
@@ -109,8 +109,8 @@ class SeqDiffRec(DiffusionRecommender):
         """z_n of Eq. 15, [B] to [B, D], or 0 without ``step_embedding``.
 
         Its sines lie behind its cosines rather than between them: the same up to the order of dimensions. The paper
-        names no scale of what Eq. 14 adds up: ``step_projection`` puts a network behind the sinusoids, ``step_scale``
-        a learned factor before the sum.
+        names no scale of what Eq. 14 adds up: ``step_scale`` is a learned factor before the sum, which begins where
+        the items' embeddings do; ``step_projection`` puts a network behind the sinusoids.
         """
         if not self.use_step_embedding:
             return 0.0

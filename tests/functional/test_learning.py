@@ -30,7 +30,7 @@ SETTINGS = {
     "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.36),
     # A row is a user, not a prefix: smaller batches make as many steps.
     "CDDRec": ({"num_steps": 4, "train_batch_size": 16, "learning_rate": 0.01, "epochs": 24}, 0.2),
-    "SeqDiffRec": ({**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}, 0.25),
+    "SeqDiffRec": ({**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}, 0.38),
     "SASRecPlus": ({**LIGHT_DROPOUT, "train_batch_size": 16}, 0.33),
     "DreamRec": ({"num_steps": 50, "train_batch_size": 128, "epochs": 40, "eval_step": 10}, 0.19),
     # Its three stages: from scratch the squared error pulls what it restores to nothing, before it knows the items.
