@@ -2,8 +2,9 @@
 
     python benchmarks/batch_recommendation.py --histories=1e7 --workers=2 --output=results/batch-recommendation
 
-Histories of 1 to 50 items are drawn, and recommended for by a SASRecPlus of ml-100k (or --model_file). One process
-works off the first of ten files; Ray all of them: it is killed (SIGKILL) at half of the parts, and started again.
+Histories of 1 to 50 items are drawn, and recommended for by a SASRecPlus of ml-100k that reads the last 20 of them (or
+--model_file). One process works off the first of ten files; Ray all of them: it is killed (SIGKILL) at half of the
+parts, and started again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = 10
+LENGTH = 20  # of a history that the model reads; the files' are longer
 RECOMMEND = [sys.executable, "-W", "ignore", "-c", "from recbole_diffusion.commands import main; main()", "recommend"]
 LAST_LINE = re.compile(r"now ([\d,]+) histories in ([\d.]+) s, .* at most ([\d,]+) MiB a process")
 
@@ -30,7 +32,7 @@ def train_small(folder: Path) -> str:
     from recbole_diffusion.quick_start import run
 
     quiet = {"state": "ERROR", "show_progress": False, "checkpoint_dir": str(folder)}
-    return run("SASRecPlus", "ml-100k", config_dict={**quiet, "epochs": 1})["model_file"]
+    return run("SASRecPlus", "ml-100k", config_dict={**quiet, "epochs": 1, "MAX_ITEM_LIST_LENGTH": LENGTH})["model_file"]
 
 
 def write_histories(folder: Path, tokens: list[str], n: int, group: int) -> None:

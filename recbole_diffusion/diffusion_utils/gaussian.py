@@ -50,6 +50,7 @@ class GaussianDiffusion(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.to(torch.float32), persistent=False)
+        self._respaced: dict[tuple, GaussianDiffusion] = {}
 
     def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor | None = None) -> Tensor:
         """Draw x_t from q(x_t | x_0), with standard normal `noise` unless given (Ho et al. 2020, Eq. 4)."""
@@ -88,10 +89,17 @@ class GaussianDiffusion(nn.Module):
     def respaced(self, steps: Sequence[int]) -> GaussianDiffusion:
         """Return the diffusion that visits only the given ascending `steps` (Nichol and Dhariwal 2021, Eq. 19).
 
-        Its step i is step `steps[i]` of this one: the marginals are the same, the betas are what lies between them.
+        Its step i is step `steps[i]` of this one: the marginals are the same, the betas are what lies between them. It is
+        made once: a graph that is exported cannot check betas.
         """
         if list(steps) == list(range(self.num_steps)):
             return self
+        key = (tuple(steps), self.betas.device)
+        if key not in self._respaced:
+            self._respaced[key] = self._make_respaced(steps)
+        return self._respaced[key]
+
+    def _make_respaced(self, steps: Sequence[int]) -> GaussianDiffusion:
         log_abar = self._log_alphas_cumprod[list(steps)]
         betas = -torch.expm1(log_abar.diff(prepend=log_abar.new_zeros(1)))
         # A long jump into pure noise has a beta that rounds to 1.

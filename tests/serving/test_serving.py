@@ -47,7 +47,7 @@ def served(folder, histories: list[list[str]], k: int) -> list[list[str]]:
     "model, overrides",
     [
         ("SASRecPlus", {}),
-        ("DiffuRec", {}),
+        ("DiffuRec", {"sampling_steps": 2}),
         ("SeqDiffRec", {"inference_seeds": [3]}),
         ("DreamRec", {}),
         ("CDDRec", {}),
