@@ -32,7 +32,9 @@ def train_small(folder: Path) -> str:
     from recbole_diffusion.quick_start import run
 
     quiet = {"state": "ERROR", "show_progress": False, "checkpoint_dir": str(folder)}
-    return run("SASRecPlus", "ml-100k", config_dict={**quiet, "epochs": 1, "MAX_ITEM_LIST_LENGTH": LENGTH})["model_file"]
+    return run("SASRecPlus", "ml-100k", config_dict={**quiet, "epochs": 1, "MAX_ITEM_LIST_LENGTH": LENGTH})[
+        "model_file"
+    ]
 
 
 def write_histories(folder: Path, tokens: list[str], n: int, group: int) -> None:

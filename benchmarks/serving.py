@@ -3,8 +3,8 @@
     python benchmarks/serving.py --items=1e6 --output=results/serving
 
 Writes <output>-onnx and <output>-faiss. Each model is trained for a few steps of ml-100k and exported; 1,000 drawn
-histories are ranked by both, with 4 steps of a chain. The items of the index are drawn, too: around 1,000 centres, as embeddings of kinds
-of items lie, and each by itself, the worst case for cells.
+histories are ranked by both, with 4 steps of a chain. The items of the index are drawn, too: around 1,000 centres, as
+embeddings of kinds of items lie, and each by itself, the worst case for cells.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def begin(text: str | None = None) -> None:
     """
     if text:
         print(text, file=sys.stderr, flush=True)
-    # PyTorch takes large tensors from the system and gives them back at once: in pages of 4 KiB a CPU fetches the scores
-    # of a batch over all items more slowly than it computes them. Read once, when the first tensor is made.
+    # PyTorch takes large tensors from the system and gives them back at once: in pages of 4 KiB a CPU fetches the
+    # scores of a batch over all items more slowly than it computes them. Read when the first tensor is made.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     recbole_diffusion.register()
 

@@ -89,8 +89,8 @@ class GaussianDiffusion(nn.Module):
     def respaced(self, steps: Sequence[int]) -> GaussianDiffusion:
         """Return the diffusion that visits only the given ascending `steps` (Nichol and Dhariwal 2021, Eq. 19).
 
-        Its step i is step `steps[i]` of this one: the marginals are the same, the betas are what lies between them. It is
-        made once: a graph that is exported cannot check betas.
+        Its step i is step `steps[i]` of this one: the marginals are the same, the betas are what lies between them. It
+        is made once, as a graph that is exported cannot check betas.
         """
         if list(steps) == list(range(self.num_steps)):
             return self

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from ..conftest import ROOT
+from recbole_diffusion.quick_start import run
+
+from ..conftest import ROOT, TINY
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +35,17 @@ def test_every_entry_has_its_throughput(tmp_path):
     measure("throughput.py", *where, "--rounds", "1", *flags)
     table = (tmp_path / "table.md").read_text()
     assert "| PreferDiff of width 512 |" in table and "| ADRec |" in table
+
+
+def test_what_is_heard_of_the_noise_follows_lambda(tmp_path):
+    """With a large lambda another draw changes the lists; without one nothing does."""
+    quiet = {"state": "ERROR", "show_progress": False, "data_path": str(ROOT / "dataset"), "eval_step": 0}
+    short = {**TINY, **quiet, "num_steps": 4, "epochs": 1, "limit_train_batches": 2}
+    files = [
+        run("ADRec", "markov-toy", config_dict={**short, "lambda_uncertainty": lam})["model_file"] for lam in (5, 0)
+    ]
+    where = ["--data_path", str(ROOT / "dataset"), "--users", "512", "--output", str(tmp_path / "heard")]
+    measure("heard.py", f"--model_files={','.join(files)}", *where)
+    loud, silent = json.loads((tmp_path / "heard.json").read_text())["rows"]
+    columns = ("another x_T", "lambda 0", "one step")
+    assert all(float(loud[name].rstrip("%")) < 95 and silent[name] == "100.00%" for name in columns)
