@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
@@ -27,7 +26,7 @@ MODELS = {
 
 
 def train(model: str, nproc: int, args: argparse.Namespace, folder: Path) -> dict:
-    """Metrics, losses and seconds of a training in so many processes."""
+    """Metrics and losses of a training in so many processes."""
     import torch
 
     from recbole_diffusion.quick_start import run
@@ -35,12 +34,10 @@ def train(model: str, nproc: int, args: argparse.Namespace, folder: Path) -> dic
     values = {"state": "ERROR", "show_progress": False, "epochs": args.epochs, "data_path": args.data_path,
               "checkpoint_dir": str(folder / f"{model}-{nproc}"), "metric_decimal_place": 10, "gpu_id": "",
               "limit_train_batches": args.batches, **MODELS[model]}  # fmt: skip
-    start = time.perf_counter()
     result = run(model, args.dataset, config_dict=values, nproc=nproc, port=args.port)
-    seconds = time.perf_counter() - start
     [last] = (folder / f"{model}-{nproc}").glob("*-last.pth")
     losses = torch.load(last, weights_only=True)["train_loss_dict"]
-    return {**result, "losses": [losses[epoch] for epoch in sorted(losses)], "seconds": seconds}
+    return {**result, "losses": [losses[epoch] for epoch in sorted(losses)]}
 
 
 def by_one_process(model_file: str, data_path: str) -> dict:
@@ -71,8 +68,6 @@ def compare(model: str, args: argparse.Namespace, folder: Path) -> dict:
         "NDCG@10, two": scores[1],
         "metrics differ by": difference(one["test_results"], two["test_results"]),
         "same weights": difference(by_one_process(two["model_file"], args.data_path), two["test_results"]),
-        "seconds, one": round(one["seconds"]),
-        "seconds, two": round(two["seconds"]),
     }
 
 
