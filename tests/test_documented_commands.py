@@ -31,7 +31,7 @@ SHORT = {
     "compare": [*ONE_STEP, *TINY],
     "analysis": ["max_users=20"],
     "recommend": [],
-    "reproduce": ["results=trial", *(f"set={item}" for item in ONE_STEP)],
+    "reproduce": ["results=trial", "set=eval_step=1", *(f"set={item}" for item in ONE_STEP)],
     "throughput": ["entries=SASRec;DiffuRec", "set=num_steps=3"],
     "scaling": [
         "axes=batch",
