@@ -131,7 +131,7 @@ def _trial(drawn: dict[str, Any], shared, space, metric: str, bigger: bool, fold
         metrics.update({f"{kind}_{name}": value for name, value in results.items()})
     for protocol, results in (trial["test_results"] or {}).items():
         metrics.update({f"{protocol}_{name}": value for name, value in results.items()})
-    metrics["seconds"] = trial["seconds"]
+    metrics.update({key: trial[key] for key in ("seconds", "cpu_seconds")})
     versions.report_to_tune(metrics)
 
 
@@ -152,5 +152,5 @@ def _read_result(result, space: Sequence[Parameter]) -> Trial:
         "test_result": metrics_of("test_"),
         "test_results": {name: found for name in PROTOCOLS if (found := metrics_of(f"{name}_"))} or None,
         "epochs": metrics["epoch"],
-        "seconds": metrics.get("seconds"),
+        **{key: metrics.get(key) for key in ("seconds", "cpu_seconds")},
     }

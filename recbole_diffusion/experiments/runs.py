@@ -36,12 +36,13 @@ def run_or_resume(
     """Train and test what a Config says, or go on where it was cut; ``folder`` is the run's own, and holds its state.
 
     ``after_epoch`` gets a point of the curve after each validation: ``epoch`` (from 1), ``valid_score``,
-    ``train_loss`` and ``seconds``. What it adds to the point is kept with the state. Past ``deadline`` (by
-    ``time.monotonic``) the run stops after an epoch.
+    ``train_loss``, ``seconds`` and ``cpu_seconds``. What it adds to the point is kept with the state. Past
+    ``deadline`` (by ``time.monotonic``) the run stops after an epoch.
 
     Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result`` and ``test_results`` (as ``run``'s),
     ``best_valid_result``, ``best_valid_score`` (None where no validation took place), ``epochs``, ``seconds`` (of
-    training with its validations, all parts of a run that was cut), ``test_seconds``, ``config`` and ``curve``.
+    training with its validations, all parts of a run that was cut), ``test_seconds``, ``cpu_seconds`` (of all, with
+    data and what the key ``pretrain`` trains first), ``config`` and ``curve``.
 
     Raises
     ------
@@ -50,9 +51,11 @@ def run_or_resume(
     ValueError, FileNotFoundError
         As ``quick_start.run``; or the split leaves no test data.
     """
+    cpu_start = time.process_time()
     _prepare_folder(config, Path(folder).absolute())
     trainer, train_data, valid_data, test_data = prepare_training(config)
-    curve, note = _curve_of(trainer, after_epoch, deadline)
+    curve, note = _curve_of(trainer, after_epoch, deadline, cpu_start)
+    cpu_before = curve[-1].get("cpu_seconds", 0.0) if curve else 0.0
     show = config["show_progress"]
     score, valid_result = trainer.fit(train_data, valid_data, show_progress=show, callback_fn=note)
     start = time.perf_counter()
@@ -69,6 +72,7 @@ def run_or_resume(
         "epochs": len(trainer.train_loss_dict),
         "seconds": curve[-1]["seconds"] if curve else None,
         "test_seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(cpu_before + time.process_time() - cpu_start, 3),
         "config": result_settings(config),
         "curve": curve,
     }
@@ -78,16 +82,20 @@ def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _curve_of(trainer, after_epoch, deadline: float) -> tuple[list[dict[str, Any]], Callable[[int, float], None]]:
+def _curve_of(
+    trainer, after_epoch, deadline: float, cpu_start: float
+) -> tuple[list[dict[str, Any]], Callable[[int, float], None]]:
     """The points of a run so far, and what RecBole's ``fit`` calls to add one."""
     resumable = isinstance(trainer, DiffusionTrainer)
     curve: list[dict[str, Any]] = trainer.curve if resumable else []
     before, start = (curve[-1]["seconds"] if curve else 0.0), time.perf_counter()
+    cpu_before = curve[-1].get("cpu_seconds", 0.0) if curve else 0.0
 
     def note(epoch: int, valid_score: float) -> None:
         point = {"epoch": epoch + 1, "valid_score": float(valid_score)}
         point["train_loss"] = float(trainer.train_loss_dict[epoch])
         point["seconds"] = round(before + time.perf_counter() - start, 3)
+        point["cpu_seconds"] = round(cpu_before + time.process_time() - cpu_start, 3)
         curve.append(point)
         if after_epoch:
             after_epoch(point)

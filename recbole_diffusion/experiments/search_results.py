@@ -48,7 +48,8 @@ def trial_table(trials: list[Trial]) -> pd.DataFrame:
         row |= {f"valid {name}": value for name, value in (trial["best_valid_result"] or {}).items()}
         for protocol, results in (trial.get("test_results") or {"": trial["test_result"] or {}}).items():
             row |= {f"test {name} {protocol}".strip(): value for name, value in results.items()}
-        rows.append({**row, **{key: trial[key] for key in ("epochs", "seconds", "error") if key in trial}})
+        kept = ("epochs", "seconds", "cpu_seconds", "error")
+        rows.append({**row, **{key: trial[key] for key in kept if key in trial}})
     return pd.DataFrame(rows)
 
 

@@ -69,8 +69,8 @@ def run_trial(
         raise
     shutil.rmtree(folder, ignore_errors=True)
     kept = ("best_valid_score", "best_valid_result", "test_result", "test_results", "epochs")
-    seconds = round(run["seconds"] + run["test_seconds"], 1)
-    return {"params": params, **{key: run[key] for key in kept}, "seconds": seconds}
+    seconds = {"seconds": round(run["seconds"] + run["test_seconds"], 1), "cpu_seconds": round(run["cpu_seconds"], 1)}
+    return {"params": params, **{key: run[key] for key in kept}, **seconds}
 
 
 def failed_trial(params: dict[str, Any], error: str) -> Trial:
