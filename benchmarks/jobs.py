@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from manifest import (
     RESULTS,
     ROOT,
     Job,
+    Manifest,
     choose,
     job_config,
     load_manifest,
@@ -38,6 +40,7 @@ from results_table import render
 from recbole_diffusion.experiments.runs import Paused, record, run_or_resume, write_atomically
 
 IS_DONE = "is done"
+CURVE = ("epoch", "valid_score", "train_loss", "seconds", "cpu_seconds")
 
 
 def show(text: str) -> None:
@@ -141,20 +144,22 @@ def train(job: Job, args: argparse.Namespace, folder: Path, papers: dict) -> dic
         score = f"{config['valid_metric']} {point['valid_score']:.4f}"
         show(f"  epoch {point['epoch']}: {score}, loss {point['train_loss']:.2f}, {point['seconds']:.0f} s")
 
-    run = run_or_resume(config, folder, after_epoch, args.deadline)
+    ranks = args.results / "ranks" / f"{job.name}.npz"
+    run = run_or_resume(config, folder, after_epoch, args.deadline, ranks)
     curve, best = run["curve"], run["best_valid_score"]
     peaks = {key: [point["peak_memory"][key] or 0 for point in curve] for key in curve[-1]["peak_memory"]}
     return {
         "name": job.row.name,
         "set": args.settings,
         **run,
+        "dataset": job.dataset,  # under its name in the manifest, which tells splits apart
         "best_epoch": next(point["epoch"] for point in curve if point["valid_score"] == best),
         "seconds": curve[-1]["seconds"],
         "peak_memory": {key: max(values) or None for key, values in peaks.items()},
         "cost_to_quality": cost_to_quality(curve, paper_values(job.row, job.dataset, papers)),
         "command": command(job, args),
         "made_by": makers(curve),
-        "curve": [{key: point[key] for key in ("epoch", "valid_score", "train_loss", "seconds")} for point in curve],
+        "curve": [{key: point.get(key) for key in CURVE} for point in curve],
     }
 
 
@@ -185,8 +190,8 @@ def cost_to_quality(curve: list[dict[str, Any]], paper: dict[str, tuple]) -> dic
 
 def command(job: Job, args: argparse.Namespace) -> str:
     """What makes this run anew, for a shell in the repository's root."""
-    words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/", f"--datasets={job.dataset}"]
-    words += [f"--runs={job.row.name}", f"--seeds={job.seed}"]
+    words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/", f"--row={job.row.name}, {job.dataset}"]
+    words += [f"--seeds={job.seed}"]
     words += [f"--device={args.device}"] if args.device != "auto" else []
     words += [f"--set={key}={json.dumps(value)}" for key, value in args.settings.items()]
     words += ["--results=trial/"] if args.settings else []
@@ -214,21 +219,37 @@ def run(job: Job, args: argparse.Namespace, papers: dict) -> str:
 # ---------------------------------------------------------------------- all of them
 
 
-def reproduce(args: argparse.Namespace) -> bool:
-    """Run what is missing and render; False if a run failed."""
-    manifest, papers = load_manifest(args.manifest), load_papers(PAPERS)
-    for row in manifest.runs:
-        paper_values(row, "", papers)  # raises, before hours of work, where a row names a line that is not there
-    if args.settings and args.results.resolve() == RESULTS:
-        raise ValueError("set needs results [another folder]: a run with other parameters is no result.")
+def chosen_jobs(manifest: Manifest, args: argparse.Namespace) -> list[Job]:
+    """What the command line asks for, each training once, tier by tier.
+
+    Raises
+    ------
+    ValueError
+        A name or seed that is nowhere in the tiers.
+    """
+    names = choose("tiers", args.tiers, [tier.name for tier in manifest.tiers])
+    manifest = replace(manifest, tiers=[tier for tier in manifest.tiers if tier.name in names])
     datasets = choose("datasets", args.datasets, manifest.datasets)
-    seeds = [int(seed) for seed in choose("seeds", args.seeds, map(str, manifest.seeds))]
-    jobs = manifest.jobs(datasets, choose("runs", args.runs, [row.name for row in manifest.runs]), seeds)
+    rows = choose("runs", args.runs, manifest.row_names)
+    jobs = [job for tier in manifest.tiers for job in tier.jobs(datasets, rows)]
+    seeds = choose("seeds", args.seeds, dict.fromkeys(str(job.seed) for job in jobs))
+    jobs = [job for job in jobs if str(job.seed) in seeds]
     if args.device == "cpu" or not torch.cuda.is_available():
-        left_out = [] if args.datasets else [name for name, about in manifest.datasets.items() if about.get("gpu_only")]
+        left_out = [] if args.datasets else [name for name, data in manifest.datasets.items() if data.gpu_only]
         if left_out and not args.render_only:
             show(f"Without a GPU, {', '.join(left_out)} must be asked for with --datasets.")
         jobs = [job for job in jobs if job.dataset not in left_out]
+    return list({job.name: job for job in jobs}.values())
+
+
+def reproduce(args: argparse.Namespace) -> bool:
+    """Run what is missing and render; False if a run failed."""
+    manifest, papers = load_manifest(args.manifest), load_papers(PAPERS)
+    for row in (row for tier in manifest.tiers for row in tier.rows):
+        paper_values(row, "", papers)  # raises, before hours of work, where a row names a line that is not there
+    if args.settings and args.results.resolve() == RESULTS:
+        raise ValueError("set needs results [another folder]: a run with other parameters is no result.")
+    jobs = chosen_jobs(manifest, args)
 
     def write_page() -> None:
         write_atomically(args.results / "README.md", render(manifest, args.results, papers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,40 +21,97 @@ RESULTS = ROOT / "results"
 PAPERS = RESULTS / "papers.csv"
 
 
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^\w-]+", "-", name)
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of the tables: a model with what its configuration changes, on every dataset of the manifest."""
+    """One row of a tier's tables: a model with what its configuration changes, on every dataset of the tier.
+
+    ``searched`` is the file of parameters that a search found, beside the manifest, and ``missing`` that of one that is
+    not there; ``seeds`` are the row's own. ``cause`` says why the row is below its paper, where that is known.
+    """
 
     name: str
     model: str
     config: Mapping[str, Any] = field(default_factory=dict)
     per_dataset: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    searched: str | None = None
+    missing: Path | None = None
+    seeds: Sequence[int] | None = None
     paper: Mapping[str, str] | None = None
-    priority: int = 1
+    cause: str = ""
     note: str = ""
 
     @property
     def slug(self) -> str:
         """The name as part of a file's name."""
-        return re.sub(r"\W+", "-", self.name)
+        return slug(self.name)
 
-    def overrides(self, dataset: str) -> dict[str, Any]:
-        """What differs from the model's props on this dataset."""
-        return {**self.config, **self.per_dataset.get(dataset, {})}
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset of a tier under its name there: which it is, if not that, and what its split changes."""
+
+    name: str
+    dataset: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    gpu_only: bool = False
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Rows that make a table together: complete in itself, on its datasets and under its seeds.
+
+    ``baseline`` is the row that the others are tested against, and ``config_file`` what all rows have in common.
+    """
+
+    name: str
+    about: str
+    datasets: Mapping[str, Data]
+    seeds: Sequence[int]
+    baseline: str
+    rows: Sequence[Row]
+    config_file: Path | None = None
+
+    def jobs(self, datasets: Iterable[str], names: Iterable[str], seeds: Iterable[int] | None = None) -> list[Job]:
+        """The chosen trainings in order of work: the first seed of everything, then dataset, seed and row."""
+        datasets, names = set(datasets), set(names)
+        jobs = []
+        for (place, data), (number, row) in itertools.product(enumerate(self.datasets.values()), enumerate(self.rows)):
+            if data.name not in datasets or row.name not in names:
+                continue
+            own = row.seeds or self.seeds
+            for seed in [seed for seed in own if seeds is None or seed in seeds]:
+                jobs.append((seed != own[0], place, seed, number, Job(self, row, data, seed)))
+        return [job for *_, job in sorted(jobs, key=lambda item: item[:-1])]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a row on a dataset under a seed."""
+    """One training: a row of a tier on a dataset under a seed."""
 
+    tier: Tier
     row: Row
-    dataset: str
+    data: Data
     seed: int
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name in the tier, which tells one split from another."""
+        return self.data.name
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return f"{self.row.slug}.{self.dataset}.{self.seed}"
+        return f"{self.row.slug}.{slug(self.dataset)}.{self.seed}"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What differs from the model's props and the tier's file."""
+        return {**self.row.config, **self.data.config, **self.row.per_dataset.get(self.dataset, {})}
 
     def __str__(self) -> str:
         return f"{self.row.name}, {self.dataset}, seed {self.seed}"
@@ -62,25 +119,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All rows, datasets and seeds, and the row against which the others are tested."""
+    """All tiers, cheapest first, and the papers by their short names."""
 
-    runs: list[Row]
-    datasets: Mapping[str, Mapping[str, Any]]
-    seeds: list[int]
-    baseline: str
-    papers: Mapping[str, str]
-    config: Mapping[str, Any] = field(default_factory=dict)
+    tiers: Sequence[Tier]
+    papers: Mapping[str, str] = field(default_factory=dict)
 
-    def jobs(self, datasets: Iterable[str], names: Iterable[str], seeds: Iterable[int]) -> list[Job]:
-        """The chosen trainings in order of work: the first seed everywhere, then dataset, priority, seed and row."""
-        datasets, names = list(datasets), set(names)
-        first, order = self.seeds[0], list(self.datasets)
-        jobs = [
-            (seed != first, order.index(dataset), row.priority, seed, number, Job(row, dataset, seed))
-            for dataset, (number, row), seed in itertools.product(datasets, enumerate(self.runs), seeds)
-            if row.name in names
-        ]
-        return [job for *_, job in sorted(jobs, key=lambda item: item[:-1])]
+    @property
+    def datasets(self) -> dict[str, Data]:
+        """Those of all tiers."""
+        return {name: data for tier in self.tiers for name, data in tier.datasets.items()}
+
+    @property
+    def row_names(self) -> list[str]:
+        """Those of all tiers, each once."""
+        return list(dict.fromkeys(row.name for tier in self.tiers for row in tier.rows))
 
 
 def load_manifest(path: Path = MANIFEST) -> Manifest:
@@ -89,29 +141,63 @@ def load_manifest(path: Path = MANIFEST) -> Manifest:
     Raises
     ------
     FileNotFoundError, ValueError
-        No such file; a key is missing or unknown, or a name stands twice.
+        No such file; a key is missing or unknown, or a row stands twice on a dataset.
     """
     if not path.is_file():
         raise FileNotFoundError(f"manifest [{path}] does not exist.")
-    # RecBole's loader, so that 1e-3 is a number here as in props.
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
-    rows = [_build(Row, f"run {number}", run) for number, run in enumerate(content.get("runs") or [], start=1)]
-    common = content.get("config") or {}
-    rows = [replace(row, config={**common, **row.config}) for row in rows]
-    manifest = _build(Manifest, "manifest", {"papers": {}, **content, "runs": rows})
-    slugs = [row.slug for row in rows]
+    content = _read_yaml(path)
+    common, tiers = content.pop("config", None) or {}, content.pop("tiers", None) or {}
+    manifest = _build(
+        Manifest,
+        "manifest",
+        {**content, "tiers": [_tier(name, about, common, path.parent) for name, about in tiers.items()]},
+    )
+    slugs: dict[tuple[str, str], str] = {}
+    for tier in manifest.tiers:
+        for row, dataset in itertools.product(tier.rows, tier.datasets):
+            if slugs.setdefault((row.slug, dataset), f"{tier.name}/{id(row)}") != f"{tier.name}/{id(row)}":
+                raise ValueError(
+                    f"manifest: name [{row.name}] stands twice on {dataset}, or differs from another by punctuation "
+                    "alone."
+                )
+    return manifest
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """RecBole's loader, so that 1e-3 is a number here as in props."""
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None)) or {}
+
+
+def _with_common(row: Row, below: Mapping[str, Any], folder: Path) -> Row:
+    """A row with what its tier and its search say below what it says itself."""
+    found = folder / row.searched if row.searched else None
+    missing = found if found and not found.is_file() else None
+    searched = _read_yaml(found) if found and not missing else {}
+    return replace(row, config={**below, **searched, **row.config}, missing=missing)
+
+
+def _tier(name: str, about: Mapping[str, Any], common: Mapping[str, Any], folder: Path) -> Tier:
+    """A tier; what the whole manifest says is below its rows, unless it has a file of its own."""
+    rows = [_build(Row, f"row {number} of [{name}]", row) for number, row in enumerate(about.get("rows") or [], 1)]
+    datasets = {
+        key: _build(Data, f"dataset [{key}] of [{name}]", {"name": key, "dataset": key, **(values or {})})
+        for key, values in (about.get("datasets") or {}).items()
+    }
+    file = folder / about["config_file"] if about.get("config_file") else None
+    below = {} if file else common
+    rows = [_with_common(row, below, folder) for row in rows]
+    values = {"about": "", **about, "name": name, "datasets": datasets, "rows": rows, "config_file": file}
+    tier = _build(Tier, f"tier [{name}]", values)
     for row in rows:
-        if slugs.count(row.slug) > 1:
-            raise ValueError(f"manifest: name [{row.name}] stands twice, or differs from another by punctuation alone.")
-        _check_choices(f"per_dataset of [{row.name}]", row.per_dataset, manifest.datasets)
+        _check_choices(f"per_dataset of [{row.name}]", row.per_dataset, datasets)
         if row.paper is not None and row.paper.keys() - {"protocol"} != {"paper", "table", "model"}:
             raise ValueError(
                 f"manifest: paper of [{row.name}] must have the keys paper, table, model, and maybe protocol."
             )
-    _check_choices("baseline", [manifest.baseline], [row.name for row in rows])
-    if not manifest.seeds:
-        raise ValueError("manifest: seeds [] must hold one at least.")
-    return manifest
+    _check_choices("baseline", [tier.baseline], [row.name for row in rows])
+    if not tier.seeds:
+        raise ValueError(f"tier [{name}]: seeds [] must hold one at least.")
+    return tier
 
 
 def _build(kind: type, where: str, values: Mapping[str, Any]) -> Any:
@@ -150,17 +236,21 @@ def job_config(job: Job, settings: Mapping[str, Any] | None = None, machine: Map
     Raises
     ------
     ValueError
-        Unknown model, a value out of range, or a key that nothing would read.
+        Unknown model, a value out of range, a key that nothing would read, or a search that is not done.
     """
     from recbole_diffusion.quick_start import build_config
     from recbole_diffusion.registry import known_keys
 
-    changes = {**job.row.overrides(job.dataset), **(settings or {})}
+    if job.row.missing:
+        raise ValueError(f"{job}: its parameters are to be searched first, for [{job.row.missing.name}].")
+    changes = {**job.overrides, **(settings or {})}
     machine = {"state": "ERROR", "show_progress": False, **(machine or {})}
-    known = known_keys(build_config(job.row.model, job.dataset, None, machine)) - MACHINE_KEYS
+    model, dataset = job.row.model, job.data.dataset
+    known = known_keys(build_config(model, dataset, None, machine)) - MACHINE_KEYS
     for key in changes.keys() - known:
-        raise ValueError(f"{job}: key [{key}] is unknown to {job.row.model}, or not for a manifest to set.")
-    config = build_config(job.row.model, job.dataset, None, {**machine, **changes, "seed": job.seed})
+        raise ValueError(f"{job}: key [{key}] is unknown to {model}, or not for a manifest to set.")
+    files = [str(job.tier.config_file)] if job.tier.config_file else None
+    config = build_config(model, dataset, files, {**machine, **changes, "seed": job.seed})
     if not 1 <= config["eval_step"] <= config["epochs"]:
         raise ValueError(f"{job}: eval_step [{config['eval_step']}] must be from 1 to epochs [{config['epochs']}].")
     return config

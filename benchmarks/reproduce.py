@@ -1,6 +1,7 @@
 """Train what benchmarks/manifest.yaml lists and has no result yet, and write results/README.md.
 
-    python benchmarks/reproduce.py --data_path=dataset/ --datasets=amazon-beauty --runs="DiffuRec,SASRec" --seeds=1
+    python benchmarks/reproduce.py --data_path=dataset/ --tiers=small
+    python benchmarks/reproduce.py --data_path=dataset/ --row="DiffuRec, amazon-beauty" --seeds=1
 
 Each training leaves one JSON file in results/runs/. One that was cut goes on where it stood, and several calls beside
 each other share the work: none takes up what another is at.
@@ -23,9 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="dataset/", help="folder that holds the datasets' folders")
-    parser.add_argument("--datasets", help="names, separated by commas (default: all of the manifest)")
+    parser.add_argument("--tiers", help="names, separated by commas (default: all of the manifest)")
+    parser.add_argument("--datasets", help="names, separated by commas (default: all of the tiers)")
     parser.add_argument("--runs", help="names of rows, separated by commas (default: all)")
-    parser.add_argument("--seeds", help="separated by commas (default: all)")
+    parser.add_argument(
+        "--row", metavar="NAME, DATASET", help="one row on one dataset, in place of --runs and --datasets"
+    )
+    parser.add_argument("--seeds", help="separated by commas (default: all of a row)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--minutes", type=float, help="after these, stop at the end of an epoch; resumable")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for trials: needs --results")
@@ -35,6 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_flags(parser, argv)
     if argv is None:
         sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
+    if args.row is not None:
+        if args.runs or args.datasets:
+            parser.error("--row stands in place of --runs and --datasets")
+        args.runs, comma, args.datasets = args.row.rpartition(",")
+        if not (args.runs.strip() and comma and args.datasets.strip()):
+            parser.error(f"cannot read --row [{args.row}]: write the row's name, a comma and the dataset's")
     args.settings = {}
     for item in args.set:
         key, equals, value = item.partition("=")
@@ -57,7 +68,8 @@ def read_value(text: str) -> Any:
 def main() -> None:
     start, args = time.monotonic(), parse_args()
     with errors_in_one_line():
-        begin(f"Runs of {args.manifest.name}: {args.runs or 'all'}, on {args.datasets or 'all datasets'}")
+        chosen = [args.tiers or "all tiers", args.runs or "all rows", args.datasets or "all datasets"]
+        begin(f"Runs of {args.manifest.name}: {', '.join(map(str.strip, chosen))}")
         from jobs import reproduce, show
 
         done = reproduce(args)

@@ -1,156 +1,265 @@
-"""results/README.md from the runs' JSON files: every number is measured or a paper's, any other cell `not run`."""
+"""results/README.md from the runs' JSON files: every number is measured or a paper's."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from manifest import RESULTS, Job, Manifest, Row, job_config, paper_values
+import numpy as np
+from manifest import RESULTS, Job, Manifest, Tier, job_config, paper_values
 
 from recbole_diffusion.config.settings import result_settings
-from recbole_diffusion.experiments.compare_tables import paired_test
+from recbole_diffusion.experiments.compare_tables import holm, paired_interval, paired_test
 from recbole_diffusion.experiments.tables import markdown_table, metric_cell, paper_cell
+from recbole_diffusion.protocols import PROTOCOLS
 
 METRICS = [f"{name}@{k}" for name in ("HR", "NDCG") for k in (5, 10, 20)]
+MAIN = ("NDCG@10", "HR@10")
+CLOSE = 0.05  # a row is level with its paper within this share of the paper's value
 NOT_RUN = "not run"
 HEAD = """# Results
 
-The papers' tables on the papers' data, run again. Written by `benchmarks/reproduce.py` from `results/runs/`, one file a
-training, with its parameters, versions, device and validation curve; do not edit this page, but the texts in
-`results/notes/`.
+Written by `benchmarks/reproduce.py` from `results/runs/`, one file a training, with its parameters, versions, device,
+checksums and validation curve, and from `results/ranks/`, where each test row's target came; do not edit this page, but
+the texts in `results/notes/`. [benchmarks/manifest.yaml](../benchmarks/manifest.yaml) says what each row is.
 
-Protocol: leave-one-out (a user's last item is for testing, the one before for validation); Amazon data 5-core, ml-1m
-whole. A row's first line ranks every item, those of the history too; `history masked` ranks without them. A paper's
-values stand beside the protocol that it follows. Training ends early on validation NDCG@10, and the epoch that
-was best there is tested. HR@k is RecBole's `hit@k`, and equals recall, as one item a user is right.
-
-Ours: the mean over training seeds, ± the standard deviation over them (n - 1), and the number of seeds. Papers' values
-are those of `results/papers.csv`; the difference is ours minus the paper's. Epochs and seconds (training with its
-validations) are means over seeds; seconds compare within one device alone.
+Leave-one-out, but where a dataset's name says otherwise: a user's last item is for testing, the one before for
+validation. Amazon data 5-core, ml-1m and ml-100k whole. Two protocols: the items of the history are candidates, or they
+are masked. The epoch that was best on validation is tested. HR@k is RecBole's `hit@k`, and equals recall, as one item a
+row is right. Mean ± standard deviation (n - 1) over training seeds.
 """
+
+
+@dataclass
+class Part:
+    """A dataset of a tier with the runs of its rows, by row."""
+
+    manifest: Manifest
+    tier: Tier
+    dataset: str
+    runs: dict[str, list[dict[str, Any]]]
+    results: Path
+    papers: Mapping
+
+    @property
+    def rows(self):
+        """The rows that have a run."""
+        return [row for row in self.tier.rows if row.name in self.runs]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is planned."""
+        return self.tier.jobs([self.dataset], [row.name for row in self.tier.rows])
+
+    @property
+    def missing(self) -> list[Job]:
+        """What is planned and has no run."""
+        done = {(name, run["seed"]) for name, runs in self.runs.items() for run in runs}
+        return [job for job in self.jobs if (job.row.name, job.seed) not in done]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row has a run."""
+        return len(self.rows) == len(self.tier.rows)
 
 
 def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
     """The page, for the runs under ``results``."""
     found = load_runs(results)
-    known = {(row.name, dataset) for row in manifest.runs for dataset in manifest.datasets}
+    parts = [
+        Part(manifest, tier, dataset, rows_of(tier, dataset, found), results, papers)
+        for tier in manifest.tiers
+        for dataset in tier.datasets
+    ]
+    known = {(row.name, part.dataset) for part in parts for row in part.tier.rows}
     unlisted = sorted({f"{run['name']} on {run['dataset']}" for key in found.keys() - known for run in found[key]})
-    wanted = len(known) * len(manifest.seeds)
-    done = sum(len(found.get(key, ())) for key in known)
-    page = [HEAD, f"{done} of {wanted} runs are done.\n"]
+    page = [HEAD]
     if any(run["set"] for runs in found.values() for run in runs):
         page.append("**These are trials, not results: they were made with `--set`, and do not count.**\n")
     if unlisted:
         page.append(f"Not in the manifest, and left out: {', '.join(unlisted)}.\n")
-    for dataset in manifest.datasets:
-        page += [f"## {dataset}\n", *dataset_tables(manifest, dataset, found, papers)]
-    page += ["## Rows\n", row_table(manifest)]
-    page += notes(manifest, results)
-    return "\n".join(page)
+    page.append(overview(parts))
+    for part in parts:
+        page += [f"## {part.tier.name}: {part.dataset}\n", *part_tables(part)]
+    return "\n".join(page + row_tables(manifest) + notes(manifest, results))
 
 
-def dataset_tables(manifest: Manifest, dataset: str, found: Mapping, papers: Mapping) -> list[str]:
-    """The tables of a dataset's rows that have runs; the others stand in one line with their command."""
-    runs = {row.name: found[row.name, dataset] for row in manifest.runs if (row.name, dataset) in found}
-    rows = [row for row in manifest.runs if row.name in runs]
-    parts = []
-    if rows:
-        parts += [metric_table(manifest, rows, dataset, runs, papers)]
-        parts += [f"### Against {manifest.baseline}, seed by seed\n", significance_table(manifest, rows, runs)]
-        parts += ["### Cost to quality\n", cost_table(rows, runs), "### Commands\n", commands(dataset, runs)]
-    rest = [row.name for row in manifest.runs if row.name not in runs]
-    if rest:
-        everything = "" if rows else "everything, "
-        parts.append(f"{NOT_RUN.capitalize()}: {everything}`{command(dataset, rest if rows else [])}`\n")
-    return parts
+def rows_of(tier: Tier, dataset: str, found: Mapping) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a tier's rows on a dataset."""
+    return {row.name: found[row.name, dataset] for row in tier.rows if (row.name, dataset) in found}
+
+
+def overview(parts: list[Part]) -> str:
+    """How far each tier is."""
+    lines = []
+    for part in parts:
+        seconds = [run["cpu_seconds"] for runs in part.runs.values() for run in runs if run.get("cpu_seconds")]
+        hours = f"{sum(seconds) / 3600:.1f}" if seconds else ""
+        done = len(part.jobs) - len(part.missing)
+        lines.append([part.tier.name, part.dataset, f"{done} of {len(part.jobs)}", hours])
+    words = "Core-hours are those of the runs that were counted: the first ones were not.\n\n"
+    return words + markdown_table(["tier", "dataset", "runs", "core-hours"], lines)
+
+
+def part_tables(part: Part) -> list[str]:
+    """The tables of a dataset of a tier once it is whole; else a line with the command of what is missing."""
+    tables = [part.tier.about + "\n"]
+    missing = list(dict.fromkeys(job.row.name for job in part.missing))
+    rest = f"{NOT_RUN.capitalize()}: `{command(part, missing)}`\n"
+    if not part.is_whole:
+        done = len(part.jobs) - len(part.missing)
+        return [f"{done} of {len(part.jobs)} runs are done, and shown once every row has one. {rest}"]
+    tables += [metric_table(part), paper_verdicts(part)]
+    tables += [f"### Against {part.tier.baseline}: {part.dataset}\n", user_tests(part)]
+    tables += [f"### What it took: {part.dataset}\n", cost_table(part), commands(part)]
+    return [*tables, *([rest] if missing else [])]
 
 
 def load_runs(results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """The runs of each (row, dataset), by seed. In results/ itself, one made with ``--set`` never counts."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted((results / "runs").glob("*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = {**json.loads(path.read_text(encoding="utf-8")), "file": path.stem}
         if not (run["set"] and results.resolve() == RESULTS):
             found.setdefault((run["name"], run["dataset"]), []).append(run)
     return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items()}
 
 
+def ranked_under(run: Mapping[str, Any], protocol: str) -> bool:
+    """Whether a run has metrics of a protocol: one alone, where it is old, or no sequential model."""
+    masks = run["config"].get("repeatable") is False
+    return bool(run.get("test_results")) or protocol == PROTOCOLS[masks]
+
+
 def metric_of(run: Mapping[str, Any], metric: str, protocol: str = "candidates") -> float:
-    """A test metric by the papers' name for it, under a protocol; the first runs have that of candidates alone."""
+    """A test metric by the papers' name for it, under a protocol."""
     found = run["test_results"][protocol] if run.get("test_results") else run["test_result"]
     return found[metric.lower().replace("hr@", "hit@")]
 
 
-def metric_table(manifest: Manifest, rows: list[Row], dataset: str, runs: Mapping[str, list], papers: Mapping) -> str:
-    """Ours, the paper's and the difference, with epochs, seconds and device."""
-    lines, changes = [], []
-    for row in rows:
-        own, paper = runs[row.name], paper_values(row, dataset, papers)
-        cells = [measured_cell(own, metric) for metric in METRICS]
-        changed = changed_keys(row, dataset, own)
-        if changed:
-            changes.append(f"- {row.name}: {', '.join(changed)}\n")
-        lines.append([f"**{row.name}**{' †' if changed else ''}", *cells, *effort(own)])
-        masked = [run for run in own if run.get("test_results")]
-        if masked:
-            lines.append(
-                ["history masked", *(measured_cell(masked, metric, "masked") for metric in METRICS), "", "", ""]
-            )
+def metric_table(part: Part) -> str:
+    """Both main metrics under both protocols; all six of them folded below."""
+    changed = {job.row.name: keys for job in part.jobs if (keys := changed_keys(job, part.runs.get(job.row.name, [])))}
+
+    def line(row, metrics: Sequence[str], protocols: Sequence[str]) -> list[str]:
+        runs = part.runs[row.name]
+        seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        cells = [measured_cell(runs, metric, protocol) for protocol in protocols for metric in metrics]
+        return [f"**{row.name}**{' †' if row.name in changed else ''}{seeds}", *cells]
+
+    head = ["", *MAIN, *(f"{metric}, masked" for metric in MAIN)]
+    text = markdown_table(head, [line(row, MAIN, PROTOCOLS) for row in part.rows])
+    if changed:
+        text += "\n† Run with other parameters than are the row's now; delete its files in `runs/` to run it again:\n\n"
+        text += "".join(f"- {name}: {', '.join(keys)}\n" for name, keys in changed.items())
+    for protocol, words in zip(PROTOCOLS, ("candidates", "masked"), strict=True):
+        whole = markdown_table(["", *METRICS], [line(row, METRICS, [protocol]) for row in part.rows])
+        text += f"\n<details><summary>All metrics, history {words}</summary>\n\n{whole}\n</details>\n"
+    return text
+
+
+def measured_cell(runs: list[dict[str, Any]], metric: str, protocol: str) -> str:
+    """Mean and spread over the runs that have the metric under the protocol."""
+    own = [run for run in runs if ranked_under(run, protocol)]
+    return metric_cell([metric_of(run, metric, protocol) for run in own]) if own else "none"
+
+
+def paper_verdicts(part: Part) -> str:
+    """For each row with a paper: NDCG@10 beside the paper's, level, above or below, and the cause where it is known."""
+    lines = []
+    for row in part.rows:
+        paper = paper_values(row, part.dataset, part.papers)
         if not paper:
             continue
-        source = f"{manifest.papers.get(row.paper['paper'], row.paper['paper'])}, {row.paper['table']}"
-        lines.append(
-            [source, *(paper_cell(*paper[metric]) if metric in paper else "" for metric in METRICS), "", "", ""]
-        )
         protocol = row.paper.get("protocol", "candidates")
-        compared = masked if protocol == "masked" else own
-        differences = [difference_cell(compared, metric, paper.get(metric), protocol) for metric in METRICS]
-        lines.append(["difference" + ", masked" * (protocol == "masked"), *differences, "", "", ""])
-    head = ["", *METRICS, "epochs (best)", "seconds", "device"]
-    mark = "\n† Run with other parameters than are the defaults now; delete its files in `runs/` to run it again:\n\n"
-    return markdown_table(head, lines) + (mark + "".join(changes) if changes else "")
-
-
-def measured_cell(runs: list[dict[str, Any]], metric: str, protocol: str = "candidates") -> str:
-    """Mean, spread and number of seeds."""
-    return f"{metric_cell([metric_of(run, metric, protocol) for run in runs])} ({len(runs)})"
-
-
-def effort(runs: list[dict[str, Any]]) -> list[str]:
-    """Epochs with the best among them, seconds, device."""
-    epochs, best, seconds = (statistics.fmean(run[key] for run in runs) for key in ("epochs", "best_epoch", "seconds"))
-    devices = {device_label(part) for run in runs for part in run["made_by"]}
-    return [f"{epochs:.0f} ({best:.0f})", f"{seconds:,.0f}", "; ".join(sorted(devices))]
-
-
-def device_label(part: Mapping[str, Any]) -> str:
-    """The device, a CPU with the number of its threads."""
-    count = part["threads"]
-    return part["device"] + (f", {count} thread{'s' * (count > 1)}" if part["device_type"] == "cpu" else "")
-
-
-def difference_cell(
-    runs: list[dict[str, Any]], metric: str, value: tuple[float, float | None] | None, protocol: str
-) -> str:
-    """Ours minus the paper's, also as a share of the paper's."""
-    if value is None:
+        own = [run for run in part.runs[row.name] if ranked_under(run, protocol)]
+        source = f"{part.manifest.papers.get(row.paper['paper'], row.paper['paper'])}, {row.paper['table']}"
+        values = ", ".join(f"{metric} {paper_cell(*paper[metric])}" for metric in METRICS if metric in paper)
+        lines.append(f"- **{row.name}**: {verdict(own, paper, protocol, row.cause)} {source}: {values}.")
+    if not lines:
         return ""
+    words = f"Level with the paper: within {CLOSE:.0%} of its NDCG@10, under the paper's protocol.\n"
+    return "\n".join([f"### Beside the papers: {part.dataset}\n", words, *lines, ""])
+
+
+def verdict(runs: list[dict[str, Any]], paper: Mapping, protocol: str, cause: str) -> str:
+    """``below by 6.6 % (0.0444, one seed). Cause.``"""
     if not runs:
-        return NOT_RUN
-    difference = statistics.fmean(metric_of(run, metric, protocol) for run in runs) - value[0]
-    return f"{difference:+.4f} ({difference / value[0]:+.1%})"
+        return f"not run with the history {protocol}, as its paper is."
+    own, value = statistics.fmean(metric_of(run, "NDCG@10", protocol) for run in runs), paper["NDCG@10"][0]
+    share = own / value - 1
+    word = "level" if abs(share) <= CLOSE else "above" if share > 0 else "below"
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    why = f" {cause.strip() or 'Cause not known.'}" if word == "below" else ""
+    return f"{word}, {share:+.1%} (NDCG@10 {own:.4f}{', masked' * (protocol == 'masked')}, {seeds}).{why}"
 
 
-def changed_keys(row: Row, dataset: str, runs: list[dict[str, Any]]) -> list[str]:
+# ---------------------------------------------------------------------- user by user
+
+
+def user_tests(part: Part) -> str:
+    """NDCG@10 against the baseline, user by user, means over the seeds that both have; p after Holm's correction."""
+    base = part.runs[part.tier.baseline]
+    cells: dict[str, list[str]] = {row.name: [row.name] for row in part.rows if row.name != part.tier.baseline}
+    for protocol in PROTOCOLS:
+        pairs = {name: user_pairs(part.results, part.runs[name], base, protocol) for name in cells}
+        tests = {name: paired_test(*pair) for name, pair in pairs.items() if pair}
+        p_values = {name: p for name, (_, p, _) in tests.items() if p is not None}
+        corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        for name, line in cells.items():
+            if name not in tests:
+                line += ["none"] * 3
+                continue
+            low, high = paired_interval(*pairs[name])
+            p = f"{corrected[name]:.2g}" if name in corrected else "no spread"
+            line += [f"{tests[name][0]:+.4f}", f"{low:+.4f} to {high:+.4f}", p]
+    words = (
+        f"NDCG@10 less that of {part.tier.baseline}, user by user (where a user has several test rows, their mean), "
+        "each the mean over the seeds that both have: difference, 95 % interval, and p of a two-sided paired t-test "
+        "that Holm's method corrects for the rows. none: a run that was made before ranks were kept.\n\n"
+    )
+    head = ["", "difference", "95 %", "p", "masked", "95 %", "p"]
+    return words + markdown_table(head, cells.values())
+
+
+def user_pairs(results: Path, own: list[dict], base: list[dict], protocol: str) -> list[np.ndarray] | None:
+    """NDCG@10 of each user, ours and the baseline's, means over shared seeds; None without ranks of the same rows."""
+    others, pairs = {run["seed"]: run for run in base}, []
+    for run in own:
+        pair = [user_ndcg(results, found, protocol) for found in (run, others.get(run["seed"])) if found]
+        if len(pair) == 2 and all(values is not None for values in pair):
+            if run["data"]["test"] == others[run["seed"]]["data"]["test"]:
+                pairs.append(pair)
+    return list(np.mean(pairs, axis=0)) if pairs else None
+
+
+def user_ndcg(results: Path, run: Mapping[str, Any], protocol: str, k: int = 10) -> np.ndarray | None:
+    """NDCG@k of each user, the mean of its test rows."""
+    path = results / "ranks" / f"{run['file']}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as ranks:
+        if protocol not in ranks:
+            return None
+        rank, (_, user) = ranks[protocol], np.unique(ranks["user"], return_inverse=True)
+    gain = np.where((rank > 0) & (rank <= k), 1 / np.log2(np.maximum(rank, 1) + 1.0), 0.0)
+    return np.bincount(user, gain) / np.bincount(user)
+
+
+# ---------------------------------------------------------------------- what it took
+
+
+def changed_keys(job: Job, runs: list[dict[str, Any]]) -> list[str]:
     """Parameters in which runs differ from what the row says today, as ``key 1 -> 2``."""
     changed = set()
     for run in runs:
         try:
-            now = result_settings(job_config(Job(row, dataset, run["seed"]), run["set"]))
+            now = result_settings(job_config(replace(job, seed=run["seed"]), run["set"]))
         except ValueError as error:
             changed.add(str(error))
             continue
@@ -159,86 +268,100 @@ def changed_keys(row: Row, dataset: str, runs: list[dict[str, Any]]) -> list[str
     return sorted(changed)
 
 
-def significance_table(manifest: Manifest, rows: list[Row], runs: Mapping[str, list]) -> str:
-    """Paired t-test over the seeds that a row shares with the baseline."""
-    base = {run["seed"]: run for run in runs.get(manifest.baseline, ())}
+def cost_table(part: Part) -> str:
+    """Epochs, CPU seconds and devices, and when validation was near its best and passed the paper's test value."""
     lines = []
-    for row in rows:
-        own = {run["seed"]: run for run in runs[row.name]}
-        seeds = sorted(own.keys() & base.keys())
-        if row.name == manifest.baseline or len(seeds) < 2:
-            continue
-        cells = []
-        for metric in ("HR@10", "NDCG@10"):
-            pairs = [(metric_of(own[seed], metric), metric_of(base[seed], metric)) for seed in seeds]
-            mean, p, _ = paired_test(*zip(*pairs, strict=True))
-            cells += [f"{mean:+.4f}", "no spread" if p is None else f"{p:.2g}"]
-        lines.append([row.name, str(len(seeds)), *cells])
-    if not lines:
-        return f"{NOT_RUN.capitalize()}: needs two seeds of {manifest.baseline} and of another row.\n"
-    head = ["", "seeds", "HR@10", "p", "NDCG@10", "p"]
-    return "Mean difference and p of a two-sided paired t-test over the shared seeds.\n\n" + markdown_table(head, lines)
-
-
-def cost_table(rows: list[Row], runs: Mapping[str, list]) -> str:
-    """Epochs and seconds until validation was near its best, and until it passed the paper's test value."""
-    lines = []
-    for row in rows:
-        cells = [cost_cell(runs[row.name], key) for key in ("within_2_percent", "past_paper")]
-        lines.append([row.name, *(text for pair in cells for text in pair)])
-    head = ["", "epochs to 2 % of best", "seconds", "epochs to the paper's NDCG@10", "seconds"]
+    for row in part.rows:
+        runs = part.runs[row.name]
+        goals = [cost_cell(runs, key) for key in ("within_2_percent", "past_paper")]
+        lines.append([row.name, *effort(runs), *goals])
+    head = ["", "epochs (best)", "CPU seconds", "device", "to 2 % of best", "to the paper's NDCG@10"]
     words = (
-        "Until validation NDCG@10 first came within 2 % of its best, and until it passed the NDCG@10 that the paper "
-        "reports on its test data.\nMeans over the seeds that came there.\n\n"
+        "Means over seeds. CPU seconds: of the whole training with its validations and test, and of what is trained "
+        "first; none where they were not counted. The last two: epochs until validation NDCG@10 first came within 2 % "
+        "of its best, and until it passed what the paper reports on its test data.\n\n"
     )
     return words + markdown_table(head, lines)
 
 
-def cost_cell(runs: list[dict[str, Any]], key: str) -> list[str]:
-    """Means of epochs and seconds, and how many of the seeds came there."""
+def effort(runs: list[dict[str, Any]]) -> list[str]:
+    """Epochs with the best among them, CPU seconds, device."""
+    epochs, best = (statistics.fmean(run[key] for run in runs) for key in ("epochs", "best_epoch"))
+    counted = [run["cpu_seconds"] for run in runs if run.get("cpu_seconds")]
+    devices = {device_label(part) for run in runs for part in run["made_by"]}
+    cpu = f"{statistics.fmean(counted):,.0f}" if counted else "none"
+    return [f"{epochs:.0f} ({best:.0f})", cpu, "; ".join(sorted(devices))]
+
+
+def device_label(part: Mapping[str, Any]) -> str:
+    """The device, a CPU with the number of its threads."""
+    count = part["threads"]
+    return part["device"] + (f", {count} thread{'s' * (count > 1)}" if part["device_type"] == "cpu" else "")
+
+
+def cost_cell(runs: list[dict[str, Any]], key: str) -> str:
+    """Mean epochs, and how many of the seeds came there."""
     goals = [run["cost_to_quality"][key] for run in runs]
     if all(goal is None for goal in goals):
-        return ["no value", "no value"]
-    came = [goal for goal in goals if goal and goal["epochs"] is not None]
+        return ""
+    came = [goal["epochs"] for goal in goals if goal and goal["epochs"] is not None]
     if not came:
-        return [f"never (0 of {len(runs)})"] * 2
-    share = "" if len(came) == len(runs) else f" ({len(came)} of {len(runs)})"
-    epochs, seconds = (statistics.fmean(goal[of] for goal in came) for of in ("epochs", "seconds"))
-    return [f"{epochs:.0f}{share}", f"{seconds:,.0f}{share}"]
+        return f"never (0 of {len(runs)})"
+    return f"{statistics.fmean(came):.0f}" + ("" if len(came) == len(runs) else f" ({len(came)} of {len(runs)})")
 
 
-def commands(dataset: str, runs: Mapping[str, list]) -> str:
-    """What makes each row again, and says which seeds are there."""
-    seeds = {name: ", ".join(str(run["seed"]) for run in own) for name, own in runs.items()}
-    lines = [f"{command(dataset, [name])}  # seeds run: {which}" for name, which in seeds.items()]
-    return "\n".join(["```bash", *lines, "```\n"])
+def commands(part: Part) -> str:
+    """What makes each row again and which seeds are there, and of what data, split and code they are."""
+    lines = [f"{command(part, [row.name])}  # {row_seeds(part.runs[row.name])}" for row in part.rows]
+    text = "\n".join(["```bash", *lines, "```\n"])
+    sums = {name: set() for name in ("interactions", "train", "valid", "test")}
+    for run in (run for runs in part.runs.values() for run in runs if run.get("data")):
+        for name in sums.keys() & run["data"].keys():
+            sums[name].add(run["data"][name][:12])
+    told = [f"{name} {' or '.join(sorted(found))}" for name, found in sums.items() if found]
+    commits = sorted({maker["commit"][:7] for runs in part.runs.values() for run in runs for maker in run["made_by"]
+                      if maker.get("commit")})  # fmt: skip
+    if told:
+        text += f"\nSHA-256 of the file and of the split's (user, item) pairs: {', '.join(told)}.\n"
+    return text + (f"\nCommits: {', '.join(commits)}.\n" if commits else "")
 
 
-def command(dataset: str, rows: list[str]) -> str:
-    """What runs these rows on a dataset; all of them where none is named."""
-    words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/", f"--datasets={dataset}"]
-    return shlex.join([*words, *([f"--runs={','.join(rows)}"] if rows else [])])
+def row_seeds(runs: list[dict[str, Any]]) -> str:
+    return f"seeds run: {', '.join(str(run['seed']) for run in runs)}"
 
 
-def row_table(manifest: Manifest) -> str:
+def command(part: Part, rows: list[str]) -> str:
+    """What runs these rows on a dataset."""
+    words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/"]
+    if len(rows) == 1:
+        return shlex.join([*words, f"--row={rows[0]}, {part.dataset}"])
+    names = [f"--runs={','.join(rows)}"] if len(rows) < len(part.tier.rows) else []
+    return shlex.join([*words, f"--tiers={part.tier.name}", f"--datasets={part.dataset}", *names])
+
+
+def row_tables(manifest: Manifest) -> list[str]:
     """What each row is: its model and what differs from the model's defaults."""
-    lines = []
-    for row in manifest.runs:
-        changes = [f"`{key}: {value}`" for key, value in row.config.items()]
-        for dataset, values in row.per_dataset.items():
-            changes += [f"`{key}: {value}` on {dataset}" for key, value in values.items()]
-        lines.append([row.name, row.model, "<br>".join(changes), row.note])
-    return markdown_table(["", "model", "differs from the model's defaults", ""], lines)
+    page = ["## Rows\n", "What differs from the model's defaults, and from the tier's file where it has one.\n"]
+    for tier in manifest.tiers:
+        page.append(f"### {tier.name}\n\n{tier.about}\n")
+        for row in tier.rows:
+            changes = [f"`{key}: {value}`" for key, value in row.config.items()]
+            for dataset, values in row.per_dataset.items():
+                changes += [f"`{key}: {value}` on {dataset}" for key, value in values.items()]
+            text = ": ".join(filter(None, [f"- **{row.name}** ({row.model})", ", ".join(changes)]))
+            page.append(f"{text}. {row.note}".rstrip())
+        page.append("")
+    return page
 
 
 def notes(manifest: Manifest, results: Path) -> list[str]:
     """The texts of results/notes/, in the order of the rows."""
-    texts = []
-    for row in manifest.runs:
+    texts = {}
+    for row in (row for tier in manifest.tiers for row in tier.rows):
         path = results / "notes" / f"{row.slug}.md"
         if path.is_file():
-            texts.append(f"### {row.name}\n\n{path.read_text(encoding='utf-8').strip()}\n")
-    return ["## What to make of them\n", *texts] if texts else []
+            texts[path] = f"### {row.name}\n\n{path.read_text(encoding='utf-8').strip()}\n"
+    return ["## What to make of them\n", *texts.values()] if texts else []
 
 
 if __name__ == "__main__":

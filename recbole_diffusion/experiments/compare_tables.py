@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from recbole.evaluator.register import smaller_metrics
-from scipy.stats import ttest_rel
+from scipy.stats import sem, t, ttest_rel
 
 from recbole_diffusion.experiments.tables import Table, metric_cell, paper_cell
 from recbole_diffusion.protocols import PROTOCOLS
@@ -36,6 +36,22 @@ def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[flo
     if len(differences) < 2 or np.ptp(differences) <= ROUNDING:
         return mean, None, None
     return mean, float(ttest_rel(values, baseline).pvalue), float(mean / differences.std(ddof=1))
+
+
+def paired_interval(values: Sequence[float], baseline: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Student's confidence interval of the mean of the paired differences."""
+    differences = np.subtract(values, baseline)
+    mean, half = differences.mean(), t.ppf((1 + share) / 2, len(differences) - 1) * sem(differences)
+    return float(mean - half), float(mean + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm, 1979: A simple sequentially rejective multiple test procedure)."""
+    order, n = np.argsort(p_values), len(p_values)
+    stepped = np.maximum.accumulate([(n - place) * p_values[index] for place, index in enumerate(order)])
+    corrected = np.empty(n)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected.tolist()
 
 
 def comparison_tables(runs: Runs, dataset: str, baseline: str) -> list[Table]:

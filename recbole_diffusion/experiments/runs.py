@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.config import Config
 
 from recbole_diffusion.config.settings import result_settings
@@ -32,17 +34,19 @@ def run_or_resume(
     folder: str | Path,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
     deadline: float = math.inf,
+    ranks_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train and test what a Config says, or go on where it was cut; ``folder`` is the run's own, and holds its state.
 
     ``after_epoch`` gets a point of the curve after each validation: ``epoch`` (from 1), ``valid_score``,
     ``train_loss``, ``seconds`` and ``cpu_seconds``. What it adds to the point is kept with the state. Past
-    ``deadline`` (by ``time.monotonic``) the run stops after an epoch.
+    ``deadline`` (by ``time.monotonic``) the run stops after an epoch. ``ranks_file`` (.npz) takes what
+    ``BothProtocols.ranks`` says of the test.
 
     Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result`` and ``test_results`` (as ``run``'s),
     ``best_valid_result``, ``best_valid_score`` (None where no validation took place), ``epochs``, ``seconds`` (of
     training with its validations, all parts of a run that was cut), ``test_seconds``, ``cpu_seconds`` (of all, with
-    data and what the key ``pretrain`` trains first), ``config`` and ``curve``.
+    data and what the key ``pretrain`` trains first), ``data`` (as ``checksums``'), ``config`` and ``curve``.
 
     Raises
     ------
@@ -59,10 +63,14 @@ def run_or_resume(
     show = config["show_progress"]
     score, valid_result = trainer.fit(train_data, valid_data, show_progress=show, callback_fn=note)
     start = time.perf_counter()
+    trainer.keep_ranks = ranks_file is not None  # read by BothProtocols alone
     test_result = trainer.evaluate(test_data, show_progress=show)
     both = trainer.protocol_results if isinstance(trainer, BothProtocols) else None
     if not test_result:
         raise ValueError(f"dataset [{config['dataset']}] leaves no test data: a user needs three interactions.")
+    if ranks_file is not None and getattr(trainer, "ranks", None) is not None:
+        ranks_file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(ranks_file, **trainer.ranks)
     return {
         **{key: config[key] for key in ("model", "dataset", "seed")},
         "test_result": _floats(test_result),
@@ -73,9 +81,23 @@ def run_or_resume(
         "seconds": curve[-1]["seconds"] if curve else None,
         "test_seconds": round(time.perf_counter() - start, 3),
         "cpu_seconds": round(cpu_before + time.process_time() - cpu_start, 3),
+        "data": checksums(config, train_data, valid_data, test_data),
         "config": result_settings(config),
         "curve": curve,
     }
+
+
+def checksums(config: Config, *parts) -> dict[str, str]:
+    """SHA-256 of the file of interactions, and of the (user, item) to be predicted in each part of the split."""
+    found, file = {}, Path(config["data_path"]) / f"{config['dataset']}.inter"
+    if file.is_file():  # not where the user's own files are the split
+        found["interactions"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name, loader in zip(("train", "valid", "test"), parts, strict=True):
+        dataset = loader._dataset
+        pairs = [dataset.id2token(f, dataset.inter_feat[f].numpy()) for f in (dataset.uid_field, dataset.iid_field)]
+        text = "\n".join(sorted(map("\t".join, zip(*pairs, strict=True))))
+        found[name] = hashlib.sha256(text.encode()).hexdigest()
+    return found
 
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:

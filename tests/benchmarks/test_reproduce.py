@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from scipy.stats import ttest_rel
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.config.settings import result_settings
@@ -28,14 +32,24 @@ SHORT = {"epochs": 3, "limit_train_batches": 4, "train_batch_size": 256}
 DIFFUREC = {"name": "Diffu Rec", "model": "DiffuRec", "config": {**TINY, **SHORT, "num_steps": 4}}
 SASREC = {"name": "SASRec", "model": "SASRec", "config": {**SHORT, "hidden_size": 32, "inner_size": 64}}
 # As in the manifest: only so does RecBole's Pop count interactions.
-POP = {"name": "Pop", "model": "Pop", "priority": 2, "config": {"train_batch_size": 1, "train_neg_sample_args": None}}
-MANIFEST = {"seeds": [1, 2], "baseline": "SASRec", "datasets": {"markov-toy": {}}, "runs": [DIFFUREC, SASREC, POP]}
+POP = {"name": "Pop", "model": "Pop", "config": {"train_batch_size": 1, "train_neg_sample_args": None}}
+TIER = {"seeds": [1, 2], "baseline": "SASRec", "datasets": {"markov-toy": {}}, "rows": [DIFFUREC, SASREC, POP]}
+# One history out of each user, but for rows older than any of another's test.
+BY_TIME = {"eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": None, "mode": "full"}}
 
 
 def write_manifest(folder, **changes):
+    """A manifest of one tier, and of others where ``others`` says so."""
     path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({**MANIFEST, **changes}))
+    others = changes.pop("others", {})
+    path.write_text(yaml.safe_dump({"tiers": {"toy": {**TIER, **changes}, **others}}, sort_keys=False))
     return path
+
+
+def first_job(path, seed=1):
+    """The first row of a manifest's first tier on its first dataset."""
+    [tier, *_] = manifests.load_manifest(path).tiers
+    return manifests.Job(tier, tier.rows[0], next(iter(tier.datasets.values())), seed)
 
 
 def arguments(folder, *args):
@@ -58,18 +72,14 @@ def page(folder):
     return (folder / "out" / "README.md").read_text()
 
 
-def cells(text, name, dataset="markov-toy"):
-    """The cells of a row in the dataset's first table, without its name."""
-    part = text.split(f"## {dataset}\n")[1]
-    return split_cells(re.search(rf"^\| \*\*{name}\*\*[ †]*\|(.*)\|$", part, re.M)[1])
+def part_of(text, tier="toy", dataset="markov-toy"):
+    return text.split(f"\n## {tier}: {dataset}\n")[1].split("\n## ")[0]
 
 
-def is_not_run(text, name, dataset="markov-toy"):
-    """Whether a row stands in the one line of those that have no run, and in no table."""
-    part = text.split(f"## {dataset}\n")[1].split("\n## ")[0]
-    listed = re.search(r"^Not run: (everything|.*--runs='?([^'`]*))", part, re.M)
-    named = bool(listed) and (listed[1] == "everything" or name in listed[2].split(","))
-    return named and f"**{name}**" not in part
+def cells(text, name, tier="toy", dataset="markov-toy", table=0):
+    """The cells of a row in one of the tables that show it in bold: both protocols, then each with all metrics."""
+    found = re.findall(rf"^\| \*\*{name}\*\*[^|]*\|(.*)\|$", part_of(text, tier, dataset), re.M)
+    return split_cells(found[table])
 
 
 def split_cells(line):
@@ -82,6 +92,29 @@ def without_time(run):
         {key: run[key] for key in ("test_result", "best_valid_result", "epochs", "best_epoch", "config")}
     )
     return kept, [{key: point[key] for key in ("epoch", "valid_score", "train_loss")} for point in run["curve"]]
+
+
+def assert_ranks_and_checksums(folder, run):
+    """The stored ranks give the reported metrics, and all rows of a dataset the same checksums and users."""
+    others = [result(folder, f"{name}.markov-toy.1") for name in ("SASRec", "Pop")]
+    assert run["data"].keys() == {"interactions", "train", "valid", "test"}
+    assert all(other["data"] == run["data"] for other in others)
+    file = ROOT / "dataset" / "markov-toy" / "markov-toy.inter"
+    assert run["data"]["interactions"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    load = lambda name: np.load(folder / "out" / "ranks" / f"{name}.markov-toy.1.npz")  # noqa: E731
+    ranks = load("Diffu-Rec")
+    for protocol in ("candidates", "masked"):
+        rank = ranks[protocol]
+        assert len(rank) == 800 and rank.max() <= 20
+        hit, ndcg = (rank > 0) & (rank <= 10), np.where((rank > 0) & (rank <= 10), 1 / np.log2(rank + 1.0), 0)
+        assert hit.mean() == pytest.approx(run["test_results"][protocol]["hit@10"], abs=1e-6)
+        assert ndcg.mean() == pytest.approx(run["test_results"][protocol]["ndcg@10"], abs=1e-6)
+        assert results_table.user_ndcg(folder / "out", {"file": "Diffu-Rec.markov-toy.1"}, protocol) == pytest.approx(
+            ndcg, abs=1e-12
+        )
+    assert set(load("Pop")) == {"user", "candidates"}
+    for name in ("SASRec", "Pop"):
+        assert (load(name)["user"] == ranks["user"]).all()
 
 
 # ---------------------------------------------------------------------- running
@@ -114,13 +147,19 @@ def test_it_runs_what_is_missing_and_the_page_says_what_the_files_say(tmp_path, 
     ordinary = quick_run("DiffuRec", "markov-toy", None, {**config, "show_progress": False, "gpu_id": ""})
     assert run["test_result"] == dict(ordinary["test_result"])
 
+    # Nothing is shown of a tier before every row has a run.
+    assert "2 of 6 runs are done" in page(tmp_path) and "**Diffu Rec**:" not in part_of(page(tmp_path))
+    assert call(tmp_path, "--row=SASRec, markov-toy", "--seeds=1")
     row = cells(page(tmp_path), "Diffu Rec")
-    for metric, cell in zip(results_table.METRICS, row, strict=False):
-        assert cell == f"{run['test_result'][metric.lower().replace('hr', 'hit')]:.4f} (1)"
-    assert row[6:8] == [f"3 ({run['best_epoch']})", f"{run['seconds']:,.0f}"]
-    assert is_not_run(page(tmp_path), "SASRec")
-    assert "2 of 6 runs are done." in page(tmp_path)
+    found = [run["test_results"][protocol] for protocol in ("candidates", "masked")]
+    assert row == [f"{values[name]:.4f}" for values in found for name in ("ndcg@10", "hit@10")]
+    names = [metric.lower().replace("hr", "hit") for metric in results_table.METRICS]
+    assert cells(page(tmp_path), "Diffu Rec", table=2) == [f"{found[1][name]:.4f}" for name in names]
+    assert cells(page(tmp_path), "Pop")[2:] == ["none", "none"]
+    effort = f"| Diffu Rec | 3 ({run['best_epoch']}) | {run['cpu_seconds']:,.0f} |"
+    assert effort in re.sub(" +", " ", page(tmp_path))
     assert f"`{tmp_path}" not in page(tmp_path) and str(ROOT) not in page(tmp_path)
+    assert_ranks_and_checksums(tmp_path, run)
 
     # A second call leaves what is done, and trains what is not.
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
@@ -128,12 +167,13 @@ def test_it_runs_what_is_missing_and_the_page_says_what_the_files_say(tmp_path, 
     assert call(tmp_path, "--runs=Diffu Rec,Pop")
     assert capsys.readouterr().out.count("is done") == 2
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
-    assert len(after) == 4 and files.items() <= after.items()
+    assert len(after) == 5 and files.items() <= after.items()
 
     values = [result(tmp_path, f"Diffu-Rec.markov-toy.{seed}")["test_result"]["ndcg@10"] for seed in (1, 2)]
-    assert cells(page(tmp_path), "Diffu Rec")[4] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} (2)"
+    assert cells(page(tmp_path), "Diffu Rec")[0] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    assert "**Diffu Rec** (2 seeds)" in page(tmp_path)
     # Pop draws nothing: the seeds agree. And it counts all interactions of the training data, nothing else.
-    assert cells(page(tmp_path), "Pop")[4].endswith("± 0.0000 (2)")
+    assert cells(page(tmp_path), "Pop")[0].endswith("± 0.0000")
     [file] = (tmp_path / "out" / "saved" / "Pop.markov-toy.1").glob("*.pth")
     users = [
         line.split("\t")[0] for line in (ROOT / "dataset/markov-toy/markov-toy.inter").read_text().splitlines()[1:]
@@ -187,7 +227,7 @@ def test_a_run_cut_at_any_point_goes_on_to_the_same_end(tmp_path, monkeypatch, n
 @pytest.mark.slow
 def test_when_the_time_is_up_it_stops_after_an_epoch_and_loses_none(tmp_path, capsys):
     args = arguments(tmp_path, "--runs=Diffu Rec", "--seeds=1")
-    job = manifests.Job(manifests.load_manifest(args.manifest).runs[0], "markov-toy", 1)
+    job = first_job(args.manifest)
     args.deadline = 0.0  # long ago
     for _ in range(3):
         with pytest.raises(jobs.Paused):
@@ -207,11 +247,11 @@ def test_when_the_time_is_up_it_stops_after_an_epoch_and_loses_none(tmp_path, ca
 def test_a_cut_run_with_other_parameters_begins_anew(tmp_path, monkeypatch):
     args = arguments(tmp_path, "--runs=Diffu Rec", "--seeds=1")
     args.deadline = 0.0
-    job = manifests.Job(manifests.load_manifest(args.manifest).runs[0], "markov-toy", 1)
+    job = first_job(args.manifest)
     with pytest.raises(jobs.Paused):
         jobs.run(job, args, {})
     changed = {**DIFFUREC, "config": {**DIFFUREC["config"], "learning_rate": 0.002}}
-    write_manifest(tmp_path, runs=[changed, SASREC])
+    write_manifest(tmp_path, rows=[changed, SASREC])
     shown = []
     monkeypatch.setattr(jobs, "show", shown.append)
     assert call(tmp_path, "--runs=Diffu Rec", "--seeds=1")
@@ -235,11 +275,11 @@ def test_a_run_in_progress_elsewhere_is_left_alone(tmp_path, capsys):
 def test_one_that_fails_is_told_and_the_others_run(tmp_path, capsys):
     broken = {"name": "Broken", "model": "DiffuRec", "config": {"noise_schedule": "linaer"}}
     unknown = {"name": "Unknown", "model": "NoSuchModel"}
-    write_manifest(tmp_path, runs=[broken, unknown, SASREC, POP])
+    write_manifest(tmp_path, rows=[broken, unknown, SASREC, POP])
     assert not call(tmp_path, "--runs=Broken,Unknown,Pop", "--seeds=1")
     out = capsys.readouterr().out
     assert "linaer" in out and "NoSuchModel" in out and "Traceback" not in out
-    assert result(tmp_path, "Pop.markov-toy.1")["epochs"] == 1 and is_not_run(page(tmp_path), "Broken")
+    assert result(tmp_path, "Pop.markov-toy.1")["epochs"] == 1 and "1 of 8 runs are done" in page(tmp_path)
 
 
 @pytest.mark.slow
@@ -250,7 +290,7 @@ def test_a_trial_is_stored_as_one_and_never_counts(tmp_path, monkeypatch, capsys
     assert run["config"]["learning_rate"] == 1e-4 and "--set=epochs=1" in run["command"]
     assert "trials, not results" in page(tmp_path) and "†" not in page(tmp_path)
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "out")
-    assert call(tmp_path, "--render-only") and is_not_run(page(tmp_path), "SASRec")
+    assert call(tmp_path, "--render-only") and "0 of 6 runs are done" in page(tmp_path)
     monkeypatch.setattr(jobs, "RESULTS", tmp_path / "out")
     with pytest.raises(ValueError, match="set needs results"):
         call(tmp_path, "--set=epochs=1")
@@ -284,13 +324,16 @@ def test_the_script_names_what_is_wrong_without_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"runs": [SASREC, SASREC]}, "stands twice"),
-        ({"runs": [{**SASREC, "confg": {}}]}, r"key \[confg\] is unknown"),
-        ({"runs": [{"name": "SASRec"}]}, "model"),
+        ({"rows": [SASREC, SASREC]}, "stands twice"),
+        ({"others": {"again": TIER}}, "stands twice"),
+        ({"rows": [{**SASREC, "confg": {}}]}, r"key \[confg\] is unknown"),
+        ({"rows": [{"name": "SASRec"}]}, "model"),
+        ({"runs": []}, r"tier \[toy\]: key \[runs\] is unknown"),
+        ({"datasets": {"markov-toy": {"gpu": True}}}, r"key \[gpu\] is unknown"),
         ({"baseline": "BPR"}, r"baseline \[BPR\]"),
         ({"seeds": []}, "seeds"),
-        ({"runs": [{**SASREC, "per_dataset": {"ml-1m": {}}}]}, r"per_dataset of \[SASRec\] \[ml-1m\]"),
-        ({"runs": [{**SASREC, "paper": {"table": "Table 5"}}]}, "paper, table, model"),
+        ({"rows": [{**SASREC, "per_dataset": {"ml-1m": {}}}]}, r"per_dataset of \[SASRec\] \[ml-1m\]"),
+        ({"rows": [{**SASREC, "paper": {"table": "Table 5"}}]}, "paper, table, model"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_named(tmp_path, changes, message):
@@ -302,15 +345,37 @@ def test_a_manifest_that_is_wrong_is_named(tmp_path, changes, message):
     "config, message",
     [({"hiden_size": 8}, "hiden_size"), ({"eval_step": 0}, "eval_step"), ({"data_path": "elsewhere/"}, "data_path")],
 )
-def test_a_key_that_would_do_nothing_or_harm_is_refused(config, message):
-    row = manifests.Row("SASRec", "SASRec", config)
+def test_a_key_that_would_do_nothing_or_harm_is_refused(tmp_path, config, message):
+    path = write_manifest(tmp_path, rows=[{"name": "SASRec", "model": "SASRec", "config": config}])
     with pytest.raises(ValueError, match=message):
-        manifests.job_config(manifests.Job(row, "markov-toy", 1))
+        manifests.job_config(first_job(path))
+
+
+def test_what_a_search_found_stands_below_the_row_and_above_the_tiers_file(tmp_path):
+    (tmp_path / "common.yaml").write_text("learning_rate: 0.5\nhidden_size: 8\nn_layers: 3\n")
+    row = {"name": "SASRec", "model": "SASRec", "searched": "found.yaml", "config": {"hidden_size": 64}}
+    path = write_manifest(tmp_path, config_file="common.yaml", rows=[row])
+    with pytest.raises(ValueError, match=r"SASRec, markov-toy, seed 1: .* searched first, for \[found.yaml\]"):
+        manifests.job_config(first_job(path))
+    (tmp_path / "found.yaml").write_text("learning_rate: 0.25\nhidden_size: 16\n")
+    config = manifests.job_config(first_job(path))
+    assert [config[key] for key in ("learning_rate", "hidden_size", "n_layers")] == [0.25, 64, 3]
+
+
+def test_what_a_search_found_is_the_best_of_the_trials_that_are_published():
+    """benchmarks/small/<Model>.yaml is the first line of results/search/<Model>-ml-100k.csv by validation."""
+    files = sorted((ROOT / "benchmarks" / "small").glob("[A-Z]*.yaml"))
+    for file in files:
+        trials = pd.read_csv(ROOT / "results" / "search" / f"{file.stem}-ml-100k.csv")
+        best = trials.loc[trials["best_valid_score"].idxmax()]
+        assert len(trials) >= 8
+        for key, value in manifests._read_yaml(file).items():
+            assert best[key] == value
 
 
 def test_a_row_that_names_a_line_no_paper_has_is_refused_before_any_run(tmp_path):
     row = {**POP, "paper": {"paper": "diffurecsys", "table": "Table 3", "model": "Pop"}}
-    write_manifest(tmp_path, runs=[SASREC, row])
+    write_manifest(tmp_path, rows=[SASREC, row])
     with pytest.raises(ValueError, match="diffurecsys, Table 3, Pop"):
         call(tmp_path, "--runs=Pop")
     assert not (tmp_path / "out").exists()
@@ -319,34 +384,64 @@ def test_a_row_that_names_a_line_no_paper_has_is_refused_before_any_run(tmp_path
 @pytest.mark.slow
 def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
     manifest, papers = manifests.load_manifest(), manifests.load_papers()
-    for job in manifest.jobs(manifest.datasets, [row.name for row in manifest.runs], [1]):
-        config = result_settings(manifests.job_config(job))
-        changes = job.row.overrides(job.dataset)
-        default = result_settings(
-            manifests.job_config(manifests.Job(manifests.Row("x", job.row.model), job.dataset, 1))
-        )
-        assert {key for key in config if config[key] != default[key]} == {
-            key for key, value in changes.items() if default.get(key) != value or key not in manifest.config
-        }
-        manifests.paper_values(job.row, job.dataset, papers)
-    by_name = {row.name: row for row in manifest.runs}
-    value = manifests.paper_values(by_name["DiffuRec"], "amazon-beauty", papers)
+    for tier in manifest.tiers:
+        for job in tier.jobs(tier.datasets, [row.name for row in tier.rows]):
+            manifests.paper_values(job.row, job.dataset, papers)
+            if job.row.missing or job.seed != 1:
+                continue
+            config, changes = result_settings(manifests.job_config(job)), job.overrides
+            bare = replace(job, row=manifests.Row("x", job.row.model), data=replace(job.data, config={}))
+            default = result_settings(manifests.job_config(bare))
+            said = {key for key, value in changes.items() if default.get(key) != value}
+            assert {key for key in config if config[key] != default[key]} == said
+            # Each key of a row changes something, but for those that all rows of the manifest have.
+            assert not set(changes) - said - {"enable_amp", "stopping_step"}, job
+    row_of = {(tier.name, row.name): row for tier in manifest.tiers for row in tier.rows}
+    value = manifests.paper_values(row_of["papers", "DiffuRec"], "amazon-beauty", papers)
     assert value["HR@10"] == (0.0790, None) and value["NDCG@10"] == (0.0475, None)
-    assert manifests.paper_values(by_name["DiffuRecSys V2"], "amazon-beauty", papers)["HR@5"] == (0.0667, 0.0014)
-    assert manifests.paper_values(by_name["CDDRec"], "amazon-beauty", papers)["HR@10"] == (0.0770, None)
+    value = manifests.paper_values(row_of["papers", "DiffuRecSys V2"], "amazon-beauty", papers)
+    assert value["HR@5"] == (0.0667, 0.0014)
+    assert manifests.paper_values(row_of["papers", "CDDRec"], "amazon-beauty", papers)["HR@10"] == (0.0770, None)
 
 
-def test_one_seed_of_everything_comes_before_five_of_one():
-    manifest = manifests.load_manifest()
-    names = [row.name for row in manifest.runs]
-    jobs = manifest.jobs(manifest.datasets, names, manifest.seeds)
-    count = len(names)
-    assert len(jobs) == count * 3 * 5 == len(set(map(str, jobs)))
-    assert [job.seed for job in jobs[: 3 * count]] == [1] * 3 * count
-    assert [job.dataset for job in jobs[: 3 * count : count]] == list(manifest.datasets)
-    priorities = [job.row.priority for job in jobs[:count]]
-    assert priorities == sorted(priorities) and {1, 2, 3} == set(priorities)
-    assert all(job.dataset == "amazon-beauty" and job.seed > 1 for job in jobs[3 * count : 7 * count])
+def test_tier_by_tier_one_seed_of_everything_comes_before_the_others(tmp_path):
+    more = {**TIER, "seeds": [3], "datasets": {"a": {}, "b": {"dataset": "markov-toy"}}, "rows": [SASREC, POP]}
+    row = {**POP, "seeds": [1, 5]}
+    path = write_manifest(tmp_path, rows=[DIFFUREC, SASREC, row], others={"more": more})
+    args = reproduce.parse_args([f"--manifest={path}", "--device=cpu"])
+    found = jobs.chosen_jobs(manifests.load_manifest(path), args)
+    first = [("Diffu Rec", 1), ("SASRec", 1), ("Pop", 1), ("Diffu Rec", 2), ("SASRec", 2), ("Pop", 5)]
+    assert (
+        [(job.row.name, job.seed) for job in found if job.tier.name == "toy"]
+        == first
+        == [(job.row.name, job.seed) for job in found[:6]]
+    )
+    assert [(job.dataset, job.data.dataset) for job in found[6:]] == [("a", "a")] * 2 + [("b", "markov-toy")] * 2
+    args = reproduce.parse_args([f"--manifest={path}", "--device=cpu", "--row=Pop, b"])
+    assert [str(job) for job in jobs.chosen_jobs(manifests.load_manifest(path), args)] == ["Pop, b, seed 3"]
+
+
+@pytest.mark.parametrize("args", [["--row=Pop"], ["--row=, a"], ["--row=Pop, a", "--runs=Pop"]])
+def test_a_row_that_cannot_be_read_is_refused(args, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.parse_args(args)
+    assert "--row" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_split_by_time_is_a_dataset_of_its_own(tmp_path):
+    """Every model reads one split of it: rows for testing are newer than what is trained on, several of a user."""
+    datasets = {"toy by time": {"dataset": "markov-toy", "config": BY_TIME}}
+    rows = [SASREC, DIFFUREC, {"name": "Plus", "model": "SASRecPlus", "config": {**TINY, **SHORT}}, POP]
+    write_manifest(tmp_path, datasets=datasets, rows=rows, seeds=[1])
+    assert call(tmp_path)
+    found = [result(tmp_path, f"{name}.toy-by-time.1") for name in ("SASRec", "Diffu-Rec", "Plus")]
+    assert {run["dataset"] for run in found} == {"toy by time"}
+    assert found[0]["data"] == found[1]["data"] == found[2]["data"]
+    user = np.load(tmp_path / "out" / "ranks" / "Plus.toy-by-time.1.npz")["user"]
+    assert 0.09 < len(user) / 9592 < 0.11 and len(np.unique(user)) < len(user)
+    text = part_of(page(tmp_path), dataset="toy by time")
+    assert re.search(r"\| Plus +\| [+-]0\.\d{4} +\| [+-]0\.\d{4} to [+-]0\.\d{4} \| [\d.e-]+ ", text)
 
 
 @pytest.mark.slow
@@ -361,66 +456,105 @@ def test_a_dataset_for_gpus_is_left_out_without_one_unless_it_is_named(tmp_path,
 # ---------------------------------------------------------------------- what is made of the numbers
 
 
-def fake_run(name, dataset, seed, value):
-    """A run's file with every metric at ``value``, and what its row says as its parameters."""
-    row = next(row for row in manifests.load_manifest().runs if row.name == name)
-    metrics = {f"{kind}@{k}": value for kind in ("hit", "ndcg") for k in (5, 10, 20)}
-    part = {"device": "A device", "device_type": "cuda", "threads": 1}
+def fake_run(name, seed, value, masked=None):
+    """A run's file on amazon-beauty with every metric at ``value``, and what its row says as its parameters."""
+    [tier] = [tier for tier in manifests.load_manifest().tiers if tier.name == "papers"]
+    [job, *_] = tier.jobs(["amazon-beauty"], [name])
+    names = [f"{kind}@{k}" for kind in ("hit", "ndcg") for k in (5, 10, 20)]
+    metrics, both = dict.fromkeys(names, value), {"candidates": dict.fromkeys(names, value)}
+    both["masked"] = dict.fromkeys(names, value if masked is None else masked)
+    part = {"device": "A device", "device_type": "cuda", "threads": 1, "commit": "0123456789"}
     goals = {"within_2_percent": {"epochs": 3, "seconds": 30.0}, "past_paper": {"epochs": None, "seconds": None}}
     return {
-        "name": name, "dataset": dataset, "seed": seed, "set": {}, "test_result": metrics, "epochs": 8, "best_epoch": 5,
-        "seconds": 1234.5, "cost_to_quality": goals, "made_by": [part],
-        "config": result_settings(manifests.job_config(manifests.Job(row, dataset, seed))),
+        "name": name, "dataset": "amazon-beauty", "seed": seed, "set": {}, "test_result": metrics, "test_results": both,
+        "epochs": 8, "best_epoch": 5, "seconds": 1234.5, "cpu_seconds": 4321.0, "cost_to_quality": goals,
+        "made_by": [part], "data": {"test": "abc"},
+        "config": result_settings(manifests.job_config(replace(job, seed=seed))),
     }  # fmt: skip
 
 
+def everything(but=()):
+    """One run of each of the papers' rows, so that they are shown."""
+    [tier] = [tier for tier in manifests.load_manifest().tiers if tier.name == "papers"]
+    return [fake_run(row.name, 1, 0.03) for row in tier.rows if row.name not in but]
+
+
 def rendered(folder, *runs):
-    """The page for these runs, without the spaces that align its columns."""
+    """The papers' part of the page for these runs, without the spaces that align its columns."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    for number, run in enumerate(runs):
-        (folder / "runs" / f"{number}.json").write_text(json.dumps(run))
+    for run in runs:
+        (folder / "runs" / f"{run['name']}.{run['seed']}.json").write_text(json.dumps(run))
     page = results_table.render(manifests.load_manifest(), folder, manifests.load_papers())
     return re.sub(r" +\|", " |", page)
 
 
-def test_the_papers_value_and_the_difference_stand_below_ours(tmp_path):
-    text = rendered(tmp_path, *(fake_run("DiffuRec", "amazon-beauty", seed, 0.05 + seed / 1000) for seed in (1, 2, 3)))
-    part = text.split("## amazon-toys-games\n")[0]
-    assert cells(text, "DiffuRec", "amazon-beauty") == ["0.0520 ± 0.0010 (3)"] * 6 + ["8 (5)", "1,234", "A device"]
-    paper, difference = map(split_cells, re.search(r"\*\*DiffuRec\*\*.*\n\|(.*)\n\|(.*)\n", part).groups())
-    assert paper[1:7] == ["0.0557", "0.0790", "0.1110", "0.0400", "0.0475", "0.0556"]
-    assert difference[4:6] == ["+0.0120 (+30.0%)", "+0.0045 (+9.5%)"]
-    assert "| DiffuRec | 3 | 30 | never (0 of 3) | never (0 of 3) |" in part
-    assert "--datasets=amazon-beauty --runs=DiffuRec  # seeds run: 1, 2, 3" in part
-    assert is_not_run(text, "SASRec", "amazon-beauty") and not is_not_run(text, "DiffuRec", "amazon-beauty")
-    everything = "python benchmarks/reproduce.py --data_path=dataset/ --datasets=amazon-toys-games"
-    assert f"## amazon-toys-games\n\nNot run: everything, `{everything}`\n" in text
+def keep_ranks(folder, name, seed, candidates, masked=None):
+    (folder / "ranks").mkdir(exist_ok=True)
+    masked = candidates if masked is None else masked
+    users = np.arange(len(candidates), dtype=np.int32)
+    np.savez_compressed(folder / "ranks" / f"{name}.{seed}.npz", user=users, candidates=candidates, masked=masked)
 
 
-@pytest.mark.slow
-def test_the_t_test_pairs_seeds_and_needs_two(tmp_path):
-    """Differences 0.01, 0.02, 0.03 over the shared seeds: t = 2 sqrt(3), p = 0.0742 with two degrees of freedom."""
-    base = [fake_run("SASRec", "amazon-beauty", seed, value) for seed, value in ((1, 0.04), (2, 0.02), (3, 0.03))]
-    own = [fake_run("DiffuRec", "amazon-beauty", s, v) for s, v in ((1, 0.05), (2, 0.04), (3, 0.06), (4, 0.9))]
-    alone = fake_run("CDDRec", "amazon-beauty", 1, 0.05)
-    part = rendered(tmp_path, *base, *own, alone).split("### Cost")[0].split("### Against SASRec")[1]
-    assert "| DiffuRec | 3 | +0.0200 | 0.074 | +0.0200 | 0.074 |" in part and "CDDRec" not in part
+def test_the_paper_and_the_verdict_stand_below_our_values(tmp_path):
+    own = [fake_run("DiffuRec", seed, 0.05 + seed / 1000) for seed in (1, 2, 3)]
+    text = rendered(tmp_path, *own, *everything(but=["DiffuRec", "CDDRec"]), fake_run("CDDRec", 1, 0.03, masked=0.0440))
+    part = part_of(text, "papers", "amazon-beauty")
+    assert cells(text, "DiffuRec", "papers", "amazon-beauty") == ["0.0520 ± 0.0010"] * 4
+    assert "| **DiffuRec** (3 seeds) |" in part
+    assert "- **DiffuRec**: above, +9.5% (NDCG@10 0.0520, 3 seeds). Zolghadr, Winther and Jeha 2024, Table 3: " in part
+    assert "NDCG@10 0.0475" in part
+    assert "- **CDDRec**: level, -1.6% (NDCG@10 0.0440, masked, 1 seed)." in part
+    assert re.search(r"- \*\*DiffuRecSys V2\*\*: below, -46\.3% \(NDCG@10 0\.0300, 1 seed\)\. \S", part)
+    assert "| DiffuRec | 8 (5) | 4,321 | A device | 3 | never (0 of 3) |" in part
+    assert "--row=DiffuRec, amazon-beauty'  # seeds run: 1, 2, 3" in part
+    assert "test abc" in part and "Commits: 0123456." in part
+    words = "0 of 18 runs are done, and shown once every row has one. Not run: `python benchmarks/reproduce.py"
+    where = "--data_path=dataset/ --tiers=papers --datasets=amazon-toys-games`"
+    assert f"## papers: amazon-toys-games\n\n{words} {where}\n" in text
+
+
+def test_users_are_paired_over_shared_seeds_and_p_is_holms(tmp_path):
+    """Gains 1 and 1 / log2(3) against 0 for some of the users; without ranks a row has no test."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 21, 500).astype(np.uint16)
+    better, same = np.where(base > 1, base - 1, base).astype(np.uint16), base.copy()
+    same[:3] = [1, 2, 0]
+    rows = everything()
+    (tmp_path / "runs").mkdir()
+    for name, ranks in (("SASRecPlus", base), ("DiffuRec", better), ("CDDRec", same)):
+        keep_ranks(tmp_path, name, 1, ranks)
+    keep_ranks(tmp_path, "DiffuRec", 2, np.zeros(500, np.uint16))  # no seed 2 of the baseline
+    text = part_of(rendered(tmp_path, *rows, fake_run("DiffuRec", 2, 0.05)), "papers", "amazon-beauty")
+
+    def gain(rank):
+        return np.where((rank > 0) & (rank <= 10), 1 / np.log2(rank + 1.0), 0)
+
+    tests = {name: ttest_rel(gain(ranks), gain(base)) for name, ranks in (("DiffuRec", better), ("CDDRec", same))}
+    smaller, larger = sorted(test.pvalue for test in tests.values())
+    expected = {smaller: 2 * smaller, larger: max(2 * smaller, larger)}
+    for name, test in tests.items():
+        difference = (gain(better if name == "DiffuRec" else same) - gain(base)).mean()
+        low, high = test.confidence_interval(0.95)
+        line = f"{difference:+.4f} | {low:+.4f} to {high:+.4f} | {expected[test.pvalue]:.2g}"
+        assert f"| {name} | {line} | {line} |" in text
+    assert "| SeqDiffRec | none | none | none | none | none | none |" in text
 
 
 def test_parameters_that_changed_since_are_told(tmp_path):
-    run = fake_run("DiffuRec", "amazon-beauty", 1, 0.05)
-    assert "†" not in rendered(tmp_path, run)
+    runs = everything(but=["DiffuRec"])
+    run = fake_run("DiffuRec", 1, 0.05)
+    assert "†" not in rendered(tmp_path, *runs, run)
     run["config"]["learning_rate"] = 0.5
-    text = rendered(tmp_path, run)
+    text = rendered(tmp_path, *runs, run)
     assert "**DiffuRec** †" in text and "- DiffuRec: `learning_rate` 0.5 → 0.001\n" in text
 
 
 def test_notes_survive_and_runs_outside_the_manifest_are_named(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "DiffuRecSys-V2.md").write_text("Reached, as the seed was lucky.\n")
-    text = rendered(tmp_path, {**fake_run("DiffuRec", "amazon-beauty", 1, 0.05), "name": "Gone"})
+    text = rendered(tmp_path, {**fake_run("DiffuRec", 1, 0.05), "name": "Gone"})
     assert "### DiffuRecSys V2\n\nReached, as the seed was lucky.\n" in text
-    assert "left out: Gone on amazon-beauty" in text and "0 of " in text
+    assert "left out: Gone on amazon-beauty" in text and "0 of 18 runs are done" in text
     assert text == rendered(tmp_path)
 
 

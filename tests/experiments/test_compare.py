@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from recbole_diffusion.compare import main
 from recbole_diffusion.experiments import compare_tables as module
 from recbole_diffusion.experiments.compare import compare
-from recbole_diffusion.experiments.compare_tables import paired_test
+from recbole_diffusion.experiments.compare_tables import holm, paired_interval, paired_test
 from recbole_diffusion.experiments.runs import run_or_resume
 
 from ..conftest import ROOT, TINY
@@ -122,6 +122,18 @@ def test_the_statistics_are_those_of_the_textbook_and_of_scipy():
     mean, p, d = paired_test(ours, base)
     test = ttest_1samp([a - b for a, b in zip(ours, base, strict=True)], 0)
     assert math.isclose(p, test.pvalue) and math.isclose(d, test.statistic / math.sqrt(5))
+
+
+def test_holms_p_values_are_those_of_the_steps_by_hand():
+    """0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one before it; never above 1."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []
+
+
+def test_the_interval_of_paired_differences_is_students():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027."""
+    low, high = paired_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
 
 
 @pytest.mark.filterwarnings("error")  # SciPy and NumPy warn where they divide by zero
