@@ -31,7 +31,8 @@ class Row:
     """One row of a tier's tables: a model with what its configuration changes, on every dataset of the tier.
 
     ``searched`` is the file of parameters that a search found, beside the manifest, and ``missing`` that of one that is
-    not there; ``seeds`` are the row's own. ``cause`` says why the row is below its paper, where that is known.
+    not there; ``datasets`` and ``seeds`` are the row's own. ``cause`` says why the row is below its paper, where that
+    is known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     per_dataset: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     searched: str | None = None
     missing: Path | None = None
+    datasets: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
     paper: Mapping[str, str] | None = None
     cause: str = ""
@@ -49,6 +51,10 @@ class Row:
     def slug(self) -> str:
         """The name as part of a file's name."""
         return slug(self.name)
+
+    def is_on(self, dataset: str) -> bool:
+        """Whether the row is planned on a dataset of its tier."""
+        return self.datasets is None or dataset in self.datasets
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Tier:
         datasets, names = set(datasets), set(names)
         jobs = []
         for (place, data), (number, row) in itertools.product(enumerate(self.datasets.values()), enumerate(self.rows)):
-            if data.name not in datasets or row.name not in names:
+            if data.name not in datasets or row.name not in names or not row.is_on(data.name):
                 continue
             own = row.seeds or self.seeds
             for seed in [seed for seed in own if seeds is None or seed in seeds]:
@@ -190,6 +196,7 @@ def _tier(name: str, about: Mapping[str, Any], common: Mapping[str, Any], folder
     tier = _build(Tier, f"tier [{name}]", values)
     for row in rows:
         _check_choices(f"per_dataset of [{row.name}]", row.per_dataset, datasets)
+        _check_choices(f"datasets of [{row.name}]", row.datasets or [], datasets)
         if row.paper is not None and row.paper.keys() - {"protocol"} != {"paper", "table", "model"}:
             raise ValueError(
                 f"manifest: paper of [{row.name}] must have the keys paper, table, model, and maybe protocol."

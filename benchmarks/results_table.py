@@ -65,7 +65,7 @@ class Part:
     @property
     def is_whole(self) -> bool:
         """Whether every row has a run."""
-        return len(self.rows) == len(self.tier.rows)
+        return {job.row.name for job in self.jobs} == self.runs.keys()
 
 
 def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
@@ -205,26 +205,30 @@ def verdict(runs: list[dict[str, Any]], paper: Mapping, protocol: str, cause: st
 def user_tests(part: Part) -> str:
     """NDCG@10 against the baseline, user by user, means over the seeds that both have; p after Holm's correction."""
     base = part.runs[part.tier.baseline]
-    cells: dict[str, list[str]] = {row.name: [row.name] for row in part.rows if row.name != part.tier.baseline}
+    names = [row.name for row in part.rows if row.name != part.tier.baseline]
+    cells: dict[str, list[str]] = {name: [name] for name in names}
     for protocol in PROTOCOLS:
-        pairs = {name: user_pairs(part.results, part.runs[name], base, protocol) for name in cells}
+        pairs = {name: user_pairs(part.results, part.runs[name], base, protocol) for name in names}
         tests = {name: paired_test(*pair) for name, pair in pairs.items() if pair}
         p_values = {name: p for name, (_, p, _) in tests.items() if p is not None}
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         for name, line in cells.items():
             if name not in tests:
-                line += ["none"] * 3
+                line += ["none"] * 2
                 continue
             low, high = paired_interval(*pairs[name])
             p = f"{corrected[name]:.2g}" if name in corrected else "no spread"
-            line += [f"{tests[name][0]:+.4f}", f"{low:+.4f} to {high:+.4f}", p]
+            line += [f"{tests[name][0]:+.4f} ({low:+.4f} to {high:+.4f})", p]
+    tested = [line for line in cells.values() if set(line[1:]) != {"none"}]
+    without = [line[0] for line in cells.values() if set(line[1:]) == {"none"}]
     words = (
-        f"NDCG@10 less that of {part.tier.baseline}, user by user (where a user has several test rows, their mean), "
-        "each the mean over the seeds that both have: difference, 95 % interval, and p of a two-sided paired t-test "
-        "that Holm's method corrects for the rows. none: a run that was made before ranks were kept.\n\n"
+        f"NDCG@10 less that of {part.tier.baseline}, user by user (of several test rows of a user their mean), each "
+        "the mean over the seeds that both have: difference, its 95 % interval, and p of a two-sided paired t-test "
+        "that Holm's method corrects for the rows.\n\n"
     )
-    head = ["", "difference", "95 %", "p", "masked", "95 %", "p"]
-    return words + markdown_table(head, cells.values())
+    head = ["", "difference (95 %)", "p", "history masked (95 %)", "p"]
+    text = words + markdown_table(head, tested) if tested else words
+    return text + (f"\nNot tested, as their ranks were not kept: {', '.join(without)}.\n" if without else "")
 
 
 def user_pairs(results: Path, own: list[dict], base: list[dict], protocol: str) -> list[np.ndarray] | None:
@@ -335,7 +339,7 @@ def command(part: Part, rows: list[str]) -> str:
     words = ["python", "benchmarks/reproduce.py", "--data_path=dataset/"]
     if len(rows) == 1:
         return shlex.join([*words, f"--row={rows[0]}, {part.dataset}"])
-    names = [f"--runs={','.join(rows)}"] if len(rows) < len(part.tier.rows) else []
+    names = [f"--runs={','.join(rows)}"] if len(rows) < len({job.row.name for job in part.jobs}) else []
     return shlex.join([*words, f"--tiers={part.tier.name}", f"--datasets={part.dataset}", *names])
 
 
