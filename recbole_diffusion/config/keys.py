@@ -52,7 +52,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _flag("use_position_embedding", "add a learned position embedding to the history"),
         _flag("position_embedding", "add the learned position embedding (SeqDiffRec)"),
         _flag("step_embedding", "add the embedding of the diffusion step (SeqDiffRec)"),
-        _choice("positions_from", "where positions begin to count (SeqDiffRec)", choices=("target", "start")),
+        _choice("positions_from", "where positions begin to count", choices=("start", "end", "target")),
         _flag("step_projection", "put a network behind the step's sinusoids (SeqDiffRec)"),
         _number("step_scale", "first value of a learned factor of the step embedding; null: none", low=0, null=True),
         _flag("embedding_norm", "layer norm over the sum of the embeddings (SeqDiffRec)"),

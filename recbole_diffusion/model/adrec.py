@@ -13,7 +13,7 @@ from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise, guided_start
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.modules.guided import check_guidance
-from recbole_diffusion.modules.layers import StepEmbedding, TransformerEncoder
+from recbole_diffusion.modules.layers import PositionEmbedding, StepEmbedding, TransformerEncoder
 from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
 
 
@@ -39,9 +39,7 @@ class ADRec(DiffusionRecommender):
         self.lam, self.loss_scale = config["lambda_uncertainty"], config["loss_scale"]
         self.independent_steps, self.noised_items = config["independent_steps"], config["noised_items"]
         self.condition_dropout_prob, self.guidance_scale = config["condition_dropout_prob"], config["guidance_scale"]
-        self.position_embedding = (
-            nn.Embedding(self.max_seq_length, self.hidden_size) if config["use_position_embedding"] else None
-        )
+        self.position_embedding = PositionEmbedding(config) if config["use_position_embedding"] else None
         self.embedding_dropout = nn.Dropout(config["emb_dropout_prob"])
         self.embedding_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
         self.encoder = TransformerEncoder(config, norm_first=False, causal=True)
@@ -65,7 +63,7 @@ class ADRec(DiffusionRecommender):
         """c, the causal attention module over LayerNorm(Dropout(E[item_seq])), never noised: [B, L] to [N, D]."""
         h = self.item_embedding(layout.pack(item_seq))
         if self.position_embedding is not None:
-            h = h + self.position_embedding(layout.positions)
+            h = h + self.position_embedding(layout)
         return self.encoder(self.embedding_norm(self.embedding_dropout(h)), layout)
 
     def steps(self) -> Tensor:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from recbole_diffusion.data.rows import ChosenRowsDataset
 from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
-from recbole_diffusion.modules.layers import StepEmbedding, TransformerEncoder, sinusoidal_embedding
+from recbole_diffusion.modules.layers import (
+    PositionEmbedding,
+    StepEmbedding,
+    TransformerEncoder,
+    sinusoidal_embedding,
+)
 from recbole_diffusion.modules.ragged import TokenLayout
 from recbole_diffusion.modules.seen import Seen
 
@@ -37,15 +42,14 @@ class SeqDiffRec(DiffusionRecommender):
     """
 
     dataset_class = ChosenRowsDataset
+    position_origins = ("start", "target")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.noised_items = self.max_seq_length if config["noised_items"] == "all" else config["noised_items"]
-        self.use_step_embedding, self.positions_from = config["step_embedding"], config["positions_from"]
+        self.use_step_embedding = config["step_embedding"]
         self.mse_reduction = config["mse_reduction"]
-        self.position_embedding = (
-            nn.Embedding(self.max_seq_length, self.hidden_size) if config["position_embedding"] else None
-        )
+        self.position_embedding = PositionEmbedding(config) if config["position_embedding"] else None
         self.step_embedding = (
             StepEmbedding(self.hidden_size, 4 * self.hidden_size, "silu") if config["step_projection"] else None
         )
@@ -87,13 +91,9 @@ class SeqDiffRec(DiffusionRecommender):
     def diffuse(self, h: Tensor, t: Tensor, noise: Tensor, layout: TokenLayout) -> Tensor:
         """h^n ~ q(h^n | h^0) at the last ``noised_items`` positions, h^0 before (Eq. 7, by Eq. 2): [N, D], t [B]."""
         h_n = self.diffusion.q_sample(h, t[layout.rows], noise)
-        return torch.where((self.to_target(layout) < self.noised_items).unsqueeze(1), h_n, h)
+        return torch.where((layout.from_end < self.noised_items).unsqueeze(1), h_n, h)
 
     # ------------------------------------------------------------------ denoise sequential recommender
-
-    def to_target(self, layout: TokenLayout) -> Tensor:
-        """How many places each token stands before its sequence's target, [N]; 0 also for the padding behind it."""
-        return (layout.positions[layout.last][layout.rows] - layout.positions).clamp(min=0)
 
     def positions(self, layout: TokenLayout) -> Tensor | float:
         """y_t of Eq. 14, [N, D], or 0 without ``position_embedding``.
@@ -103,7 +103,7 @@ class SeqDiffRec(DiffusionRecommender):
         """
         if self.position_embedding is None:
             return 0.0
-        return self.position_embedding(self.to_target(layout) if self.positions_from == "target" else layout.positions)
+        return self.position_embedding(layout)
 
     def steps(self, t: Tensor) -> Tensor | float:
         """z_n of Eq. 15, [B] to [B, D], or 0 without ``step_embedding``.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recbole_diffusion.diffusion_utils import SeedNoise
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
-from recbole_diffusion.modules.layers import StepEmbedding
+from recbole_diffusion.modules.layers import PositionEmbedding, StepEmbedding
 from recbole_diffusion.modules.ragged import TokenLayout
 
 
@@ -24,9 +24,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         self.noise_x_start = config["noise_x_start"]
         self.embedding_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
         self.embedding_dropout = nn.Dropout(config["emb_dropout_prob"])
-        self.position_embedding = (
-            nn.Embedding(self.max_seq_length, self.hidden_size) if config["use_position_embedding"] else None
-        )
+        self.position_embedding = PositionEmbedding(config) if config["use_position_embedding"] else None
         self.step_embedding = StepEmbedding(self.hidden_size, 4 * self.hidden_size, "silu")
         self.approximator = self.build_approximator(config)
         self.output_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
@@ -45,7 +43,7 @@ class ApproximatorRecommender(DiffusionRecommender):
         """H = LayerNorm(Dropout(E[item_seq])), flat: [B, L] to [N, D]."""
         h = self.item_embedding(layout.pack(item_seq))
         if self.position_embedding is not None:
-            h = h + self.position_embedding(layout.positions)
+            h = h + self.position_embedding(layout)
         return self.embedding_norm(self.embedding_dropout(h))
 
     def forward_noise(self, x_start: Tensor) -> Tensor:

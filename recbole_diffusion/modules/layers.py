@@ -147,6 +147,22 @@ def transformer_block(config, norm_first: bool, causal: bool) -> TransformerBloc
     )
 
 
+class PositionEmbedding(nn.Embedding):
+    """A learned embedding of each token's place in its sequence, counted from its start, or from its end.
+
+    RecBole counts from the start (``positions_from: start``). The public codes that pad on the left count from the end:
+    the last item then has one place, whatever the length, and no place is new when a history grows.
+    """
+
+    def __init__(self, config):
+        super().__init__(config["MAX_ITEM_LIST_LENGTH"], config["hidden_size"])
+        self.from_start = config["positions_from"] == "start"
+
+    def forward(self, layout: TokenLayout) -> Tensor:
+        """The embeddings of all tokens of a layout, [N, D]."""
+        return super().forward(layout.positions if self.from_start else layout.from_end)
+
+
 class CausalEncoder(nn.Module):
     """Item and learned position embeddings through causal blocks, as in SASRec (Kang and McAuley 2018).
 
@@ -158,7 +174,7 @@ class CausalEncoder(nn.Module):
         super().__init__()
         hidden_size, eps = config["hidden_size"], config["layer_norm_eps"]
         positions = config["use_position_embedding"] is not False  # a key of some models; the others have positions
-        self.position_embedding = nn.Embedding(config["MAX_ITEM_LIST_LENGTH"], hidden_size) if positions else None
+        self.position_embedding = PositionEmbedding(config) if positions else None
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(config["emb_dropout_prob"])
         self.encoder = TransformerEncoder(config, norm_first=bool(config["norm_first"]), causal=True)
@@ -167,7 +183,7 @@ class CausalEncoder(nn.Module):
     def forward(self, items: Tensor, layout: TokenLayout, last_only: bool = False) -> Tensor:
         """Item embeddings [N, D] in a layout to hidden states [N, D], or with ``last_only`` to [B, D]."""
         if self.position_embedding is not None:
-            items = items + self.position_embedding(layout.positions)
+            items = items + self.position_embedding(layout)
         return self.last_norm(self.encoder(self.dropout(self.norm(items)), layout, last_only))
 
 

@@ -55,6 +55,7 @@ class TokenLayout:
     ----------
     index : [N] position of each token in the flattened batch [B * L]
     rows, positions : [N] the batch row and the place in its sequence of each token
+    from_end : [N] how many places each token stands before its sequence's last; 0 also for the padding behind it
     first, last : [B] flat place of each sequence's first and last real token, in the order of the batch
     groups : the groups, in flat order
     """
@@ -90,6 +91,10 @@ class TokenLayout:
         self.positions = self.index % length
         self.first = torch.cat(first)[self._restore]
         self.last = self.first + item_seq_len - 1
+
+    @property
+    def from_end(self) -> Tensor:
+        return (self.positions[self.last][self.rows] - self.positions).clamp(min=0)
 
     @classmethod
     def cut(cls, lengths: list[int]) -> list[tuple[int, int, int, int]]:

@@ -33,6 +33,7 @@ class SequenceRecommender(SequentialRecommender):
     input_type = InputType.POINTWISE
     dataset_class: type | None = None  # a RecBole dataset of its own, where the model trains on other rows
     shared_props: tuple[str, ...] = ("common",)  # files of default parameters below the model's own
+    position_origins: tuple[str, ...] = ("start", "end")  # what the key positions_from may say
     random_inference = False  # whether inference draws, so that inference_seeds reaches the scores
 
     def __init__(self, config, dataset):
@@ -64,6 +65,11 @@ class SequenceRecommender(SequentialRecommender):
             raise ValueError(
                 f"train_neg_sample_args [{config['train_neg_sample_args']}] must be null for {cls.__name__}: "
                 "its loss needs no sampled negatives from the data loader."
+            )
+        if config["positions_from"] not in cls.position_origins:
+            raise ValueError(
+                f"positions_from [{config['positions_from']}] must be one of {', '.join(cls.position_origins)} for "
+                f"{cls.__name__}."
             )
         if config["hidden_size"] % config["n_heads"]:
             raise ValueError(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from recbole_diffusion import MODELS
+from recbole_diffusion.modules.layers import PositionEmbedding
 from recbole_diffusion.trainer import DiffusionTrainer
 
-from ..conftest import batch_of, few_steps, loss_with_seed, toy
+from ..conftest import batch_of, few_steps, loss_with_seed, toy, toy_config
 
 ALL = sorted(MODELS)
 
@@ -122,8 +123,14 @@ def test_the_loss_is_reproducible_and_finite(name):
     assert first.isfinite() and torch.equal(first, loss_with_seed(it.model, interaction))
 
 
-def test_ragged_and_padded_layouts_give_the_same_scores(name):
-    it = toy(name, **few_steps(name))
+@pytest.mark.parametrize("origin", [0, 1])
+def test_ragged_and_padded_layouts_give_the_same_scores(name, origin):
+    keys = {"positions_from": MODELS[name].position_origins[origin]}
+    if toy_config(name)["use_position_embedding"] is False:
+        keys["use_position_embedding"] = True
+    it = toy(name, **few_steps(name), **keys)
+    [places] = [module for module in it.model.modules() if isinstance(module, PositionEmbedding)]
+    assert places.from_start == (origin == 0)
     interaction = batch_of(it.test, 60)
     fast = scores(it.model, interaction)
     it.model.ragged = False

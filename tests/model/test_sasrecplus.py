@@ -16,7 +16,8 @@ def plain_states(model, items):
     encoder, n = model.encoder, len(items)
     x = model.item_embedding(items)
     if encoder.position_embedding is not None:
-        x = x + encoder.position_embedding(torch.arange(n))
+        places = torch.arange(n) if encoder.position_embedding.from_start else torch.arange(n).flip(0)
+        x = x + encoder.position_embedding.weight[places]
     x = encoder.norm(x)
     for block in encoder.encoder.blocks:
         attention = block.attention
@@ -33,9 +34,10 @@ def plain_states(model, items):
 
 
 @pytest.mark.parametrize("ragged", [True, False])
-@pytest.mark.parametrize("norm_first, positions", [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize("norm_first, positions", [(False, "start"), (True, "start"), (False, "end"), (False, None)])
 def test_the_loss_is_that_of_the_plain_form(ragged, norm_first, positions):
-    own = {"ragged": ragged, "norm_first": norm_first, "use_position_embedding": positions}
+    own = {"ragged": ragged, "norm_first": norm_first, "use_position_embedding": positions is not None}
+    own |= {"positions_from": positions} if positions else {}
     it = toy("SASRecPlus", **NO_DROPOUT, **own)
     model, batch = it.model, batch_of(it.train, 9)
     item_seq, lengths = model.history(batch)

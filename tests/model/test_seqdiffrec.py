@@ -59,7 +59,7 @@ def plain_f(model, h_n, lengths, t):
     x = h_n
     if model.position_embedding is not None:
         y = model.position_embedding.weight
-        x = x + torch.stack([places(model.positions_from, y, n, x.shape[1]) for n in lengths.tolist()])
+        x = x + torch.stack([places(model.position_embedding.from_start, y, n, x.shape[1]) for n in lengths.tolist()])
     if model.use_step_embedding:
         z = eq15(t + 1, x.shape[-1])
         if (net := model.step_embedding) is not None:
@@ -74,9 +74,9 @@ def plain_f(model, h_n, lengths, t):
     return x[torch.arange(len(x)), lengths - 1]
 
 
-def places(positions_from, y, n, width):
+def places(from_start, y, n, width):
     """The position embedding of each of n items, the target last, then what padding may hold: [width, D]."""
-    rows = list(range(n)) if positions_from == "start" else list(range(n))[::-1]
+    rows = list(range(n)) if from_start else list(range(n))[::-1]
     return y[rows + [0] * (width - n)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recbole_diffusion.modules.layers import PositionEmbedding
 from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
 
 
@@ -15,6 +16,18 @@ def batch(users: int = 200, length: int = 20):
     n[:2] = torch.tensor([1, length])
     item_seq = torch.randint(1, 1000, (users, length)) * (torch.arange(length) < n[:, None])
     return item_seq, n, torch.randint(1, 1000, (users,))
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("origin, places", [("start", [0, 1, 2, 3, 4]), ("end", [4, 3, 2, 1, 0])])
+def test_places_count_from_the_start_or_from_the_end_of_each_sequence(ragged, origin, places):
+    embedding = PositionEmbedding({"MAX_ITEM_LIST_LENGTH": 9, "hidden_size": 2, "positions_from": origin})
+    lengths = torch.tensor([2, 5, 1])
+    layout = TokenLayout(lengths, 7, ragged)
+    y = layout.unpack(embedding(layout), 3, 7)
+    for row, n in enumerate(lengths.tolist()):
+        expected = range(n) if origin == "start" else places[-n:]
+        assert torch.equal(y[row, :n], embedding.weight[list(expected)])
 
 
 @pytest.mark.parametrize("ragged", [True, False])
