@@ -18,25 +18,33 @@ from ..conftest import toy_config
 
 pytestmark = pytest.mark.slow
 
+CEILING, NEAR = 0.435, 0.95  # of NDCG@10, and the share of it that counts as learnt
 NO_DROPOUT = {"emb_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
 LIGHT_DROPOUT = {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1}
-ADREC = {**LIGHT_DROPOUT, "use_position_embedding": True, "n_layers": 1, "n_decoder_layers": 1, "eval_step": 7}
-ADREC |= {"train_batch_size": 16, "lr_scheduler": {"name": "constant"}}
-PREFER = {"train_batch_size": 128, "eval_step": 10, "n_layers": 1, "epochs": 20, "guidance_scale": 0}
-PREFER |= {"initializer": "normal", "embedding_std": 0.1}
-# What a model needs to learn the rule within half a minute, and what it then reaches at least.
+# The histories are short, and those of the test longer than any that is trained on: counted from the start, their last
+# places are new. A row of a causal model is a user, not a prefix: smaller batches make as many steps.
+FROM_END = {"positions_from": "end", "lr_scheduler": {"name": "cosine"}}
+CAUSAL = {**FROM_END, "train_batch_size": 16, "learner": "adamw"}
+ADREC = {**CAUSAL, **LIGHT_DROPOUT, "use_position_embedding": True, "n_layers": 1, "n_decoder_layers": 1}
+CDDREC = {"similarity": "cosine", "temperature": 0.2, "lambda_contrastive": 1.0, "decoder_residual": True}
+PREFER = {"positions_from": "end", "train_batch_size": 128, "n_layers": 1, "epochs": 20, "guidance_scale": 0}
+PREFER |= {"initializer": "normal", "embedding_std": 0.1, "eval_step": 10}
+# What a model needs to learn the rule within half a minute.
 SETTINGS = {
-    "DiffuRec": ({"use_position_embedding": True}, 0.36),
-    "DiffuRecSys": ({"use_position_embedding": True, "initializer": "normal"}, 0.36),
-    # A row is a user, not a prefix: smaller batches make as many steps.
-    "CDDRec": ({"num_steps": 4, "train_batch_size": 16, "learning_rate": 0.01, "epochs": 24}, 0.2),
-    "SeqDiffRec": ({**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}, 0.38),
-    "SASRecPlus": ({**LIGHT_DROPOUT, "train_batch_size": 16}, 0.33),
-    "DreamRec": ({"num_steps": 50, "train_batch_size": 128, "epochs": 40, "eval_step": 10}, 0.19),
+    "DiffuRec": {"use_position_embedding": True, "positions_from": "end"},
+    "DiffuRecSys": {"use_position_embedding": True, "positions_from": "end", "initializer": "normal"},
+    "CDDRec": {**CAUSAL, **CDDREC, "num_steps": 4, "epochs": 24},
+    "SeqDiffRec": {**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}
+    | {"lr_scheduler": {"name": "cosine"}},
+    "SASRecPlus": {**CAUSAL, **LIGHT_DROPOUT, "weight_decay": 0.3, "emb_dropout_prob": 0.3, "epochs": 40},
     # Its three stages: from scratch the squared error pulls what it restores to nothing, before it knows the items.
-    "ADRec": ({**ADREC, "pretrain": "SASRecPlus", "freeze_embedding_epochs": 3}, 0.35),
-    "PreferDiff": ({**PREFER, "num_steps": 1000, "sampling_steps": 10, "cross_entropy_weight": 1.0}, 0.32),
+    "ADRec": {**ADREC, "weight_decay": 0.1, "epochs": 21, "eval_step": 7, "pretrain": "SASRecPlus"}
+    | {"freeze_embedding_epochs": 3},
+    "PreferDiff": {**PREFER, "num_steps": 1000, "sampling_steps": 10, "cross_entropy_weight": 1.0},
+    "DreamRec": {"num_steps": 50, "train_batch_size": 128, "epochs": 40, "eval_step": 10},
 }
+# It generates one item, which ranks ten that are alike at 0.39 at best (docs/models/dreamrec.md).
+FARTHER = {"DreamRec": 0.55}
 COMMON = {
     "hidden_size": 64,
     "inner_size": 128,
@@ -48,13 +56,15 @@ COMMON = {
 
 def learn(name: str, **overrides) -> float:
     steps = {"num_steps": 8} if issubclass(MODELS[name], DiffusionRecommender) else {}
-    config = toy_config(name, **{**steps, **COMMON, **SETTINGS[name][0], **overrides})
+    config = toy_config(name, **{**steps, **COMMON, **SETTINGS[name], **overrides})
     return train_and_test(config, saved=False)["test_result"]["ndcg@10"]
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_model_learns_the_rule(name):
-    assert learn(name) > SETTINGS[name][1]
+    found, asked = learn(name), FARTHER.get(name, NEAR)
+    print(f"{name:>12}: NDCG@10 {found:.3f}, {found / CEILING:.0%} of the best possible {CEILING} (asked {asked:.0%})")
+    assert found > asked * CEILING
 
 
 def test_adrec_needs_pretrained_items_for_its_squared_error():
