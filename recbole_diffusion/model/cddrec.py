@@ -29,9 +29,10 @@ class CDDRec(DiffusionRecommender):
     public code has ``dot``. ``kl`` is as printed, and its scale is that of the noise: with the paper's schedule all
     embeddings shrink to it, and what tells items apart is lost.
 
-    The public code ranks with the scores of the history at zero, contrasts and ranks by cosines (``similarity: mixed``)
-    and adds Eq. 5 of the augmented view (``lambda_augmented: 1``). The paper's values are thus of the protocol that
-    masks the history: compare under ``mask_history: True``.
+    The public code ranks with the scores of the history at zero, contrasts and ranks by cosines
+    (``similarity: mixed``), keeps the encoded history by a residual (``decoder_residual``) and adds Eq. 5 of the
+    augmented view (``lambda_augmented: 1``). By validation, not by the paper: cosines in Eq. 5 as well, and their
+    temperature. The paper's values are of the protocol that masks the history: compare under ``mask_history: True``.
     """
 
     dataset_class = UserSequenceDataset

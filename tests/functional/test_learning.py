@@ -33,7 +33,7 @@ PREFER |= {"initializer": "normal", "embedding_std": 0.1, "eval_step": 10}
 SETTINGS = {
     "DiffuRec": {"use_position_embedding": True, "positions_from": "end"},
     "DiffuRecSys": {"use_position_embedding": True, "positions_from": "end", "initializer": "normal"},
-    "CDDRec": {**CAUSAL, **CDDREC, "num_steps": 4, "epochs": 24},
+    "CDDRec": {**CAUSAL, **CDDREC, "num_steps": 4, "epochs": 36},
     "SeqDiffRec": {**NO_DROPOUT, "num_steps": 4, "inference_seeds": 2, "epochs": 30, "eval_step": 5}
     | {"lr_scheduler": {"name": "cosine"}},
     "SASRecPlus": {**CAUSAL, **LIGHT_DROPOUT, "weight_decay": 0.3, "emb_dropout_prob": 0.3, "epochs": 40},

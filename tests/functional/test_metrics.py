@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 #     python run_recbole_diffusion.py --model=SASRecPlus --dataset=ml-100k --config_files=props/quick_start.yaml \
 #         --seed=1 --eval_step=0 --epochs=4
 # Another seed moves them by up to 8 %, and so may another machine.
-RECORDED = {"SASRecPlus": (4, 0.0566, 0.0924), "DiffuRec": (2, 0.0487, 0.0807)}
+RECORDED = {"SASRecPlus": (4, 0.0548, 0.0918), "DiffuRec": (2, 0.0487, 0.0807)}
 BAND = 0.12
 
 

@@ -17,6 +17,10 @@ from ..conftest import batch_of, loss_with_seed, toy, toy_config
 
 T = 4
 PLAIN = {
+    # What is printed, where the defaults are the public code's or were chosen on validation.
+    "decoder_residual": False,
+    "similarity": "dot",
+    "temperature": 0.5,
     "num_steps": T,
     "beta_start": 0.05,
     "beta_end": 0.3,
@@ -257,7 +261,7 @@ def next_items(interaction, row: int) -> list[int]:
 def test_loss_is_eq_8_over_every_step_and_position(monkeypatch, divergence, residual, ragged):
     scale = {"dot": 5, "kl": 2}[divergence]  # the sigmoid of a large divergence is 0
     settings = {"divergence": divergence, "decoder_residual": residual, "ragged": ragged}
-    it = make(scale, **STILL, **settings, lambda_contrastive=0.7, temperature=0.9)
+    it = make(scale, **{**STILL, **settings, "lambda_contrastive": 0.7, "temperature": 0.9})
     model, interaction = it.model, batch_of(it.train, 5)
     monkeypatch.setattr(model.unseen_items, "sample", lambda users: (users % 7 + 1, torch.ones_like(users).bool()))
     x_hat, x_0, x_negative = [], [], []
