@@ -62,28 +62,36 @@ def run_or_resume(
     cpu_before = curve[-1].get("cpu_seconds", 0.0) if curve else 0.0
     show = config["show_progress"]
     score, valid_result = trainer.fit(train_data, valid_data, show_progress=show, callback_fn=note)
-    start = time.perf_counter()
-    trainer.keep_ranks = ranks_file is not None  # read by BothProtocols alone
-    test_result = trainer.evaluate(test_data, show_progress=show)
-    both = trainer.protocol_results if isinstance(trainer, BothProtocols) else None
-    if not test_result:
-        raise ValueError(f"dataset [{config['dataset']}] leaves no test data: a user needs three interactions.")
-    if ranks_file is not None and getattr(trainer, "ranks", None) is not None:
-        ranks_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(ranks_file, **trainer.ranks)
+    tested = _test(trainer, test_data, config, ranks_file)
     return {
         **{key: config[key] for key in ("model", "dataset", "seed")},
-        "test_result": _floats(test_result),
-        "test_results": {name: _floats(metrics) for name, metrics in both.items()} if both else None,
         "best_valid_result": _floats(valid_result or {}),
         "best_valid_score": float(score) if math.isfinite(score) else None,
         "epochs": len(trainer.train_loss_dict),
         "seconds": curve[-1]["seconds"] if curve else None,
-        "test_seconds": round(time.perf_counter() - start, 3),
+        **tested,
         "cpu_seconds": round(cpu_before + time.process_time() - cpu_start, 3),
         "data": checksums(config, train_data, valid_data, test_data),
         "config": result_settings(config),
         "curve": curve,
+    }
+
+
+def _test(trainer, test_data, config: Config, ranks_file: Path | None) -> dict[str, Any]:
+    """What ``run_or_resume`` says of the test; keeps the ranks where it is told a file."""
+    start = time.perf_counter()
+    trainer.keep_ranks = ranks_file is not None  # read by BothProtocols alone
+    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    if not test_result:
+        raise ValueError(f"dataset [{config['dataset']}] leaves no test data: a user needs three interactions.")
+    both = trainer.protocol_results if isinstance(trainer, BothProtocols) else None
+    if ranks_file is not None and isinstance(trainer, BothProtocols):
+        ranks_file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(ranks_file, **trainer.ranks)
+    return {
+        "test_result": _floats(test_result),
+        "test_results": {name: _floats(metrics) for name, metrics in both.items()} if both else None,
+        "test_seconds": round(time.perf_counter() - start, 3),
     }
 
 
