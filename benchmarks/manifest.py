@@ -82,7 +82,7 @@ class Tier:
     rows: Sequence[Row]
     config_file: Path | None = None
 
-    def jobs(self, datasets: Iterable[str], names: Iterable[str], seeds: Iterable[int] | None = None) -> list[Job]:
+    def jobs(self, datasets: Iterable[str], names: Iterable[str]) -> list[Job]:
         """The chosen trainings in order of work: the first seed of everything, then dataset, seed and row."""
         datasets, names = set(datasets), set(names)
         jobs = []
@@ -90,8 +90,7 @@ class Tier:
             if data.name not in datasets or row.name not in names or not row.is_on(data.name):
                 continue
             own = row.seeds or self.seeds
-            for seed in [seed for seed in own if seeds is None or seed in seeds]:
-                jobs.append((seed != own[0], place, seed, number, Job(self, row, data, seed)))
+            jobs += [(seed != own[0], place, seed, number, Job(self, row, data, seed)) for seed in own]
         return [job for *_, job in sorted(jobs, key=lambda item: item[:-1])]
 
 

@@ -92,5 +92,4 @@ def _by_user(rows: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     """The batches' rows in one, by user and item, so that two models' stand beside each other."""
     whole = {key: torch.cat([part[key].cpu() for part in rows]).numpy() for key in rows[0]}
     order = np.lexsort((whole.pop("item"), whole["user"]))
-    kinds = {"user": np.int32}
-    return {key: column[order].astype(kinds.get(key, np.uint16)) for key, column in whole.items()}
+    return {key: column[order].astype(np.int32 if key == "user" else np.uint16) for key, column in whole.items()}

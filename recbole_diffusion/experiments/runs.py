@@ -46,7 +46,8 @@ def run_or_resume(
     Returns plain values: ``model``, ``dataset``, ``seed``, ``test_result`` and ``test_results`` (as ``run``'s),
     ``best_valid_result``, ``best_valid_score`` (None where no validation took place), ``epochs``, ``seconds`` (of
     training with its validations, all parts of a run that was cut), ``test_seconds``, ``cpu_seconds`` (of all, with
-    data and what the key ``pretrain`` trains first), ``data`` (as ``checksums``'), ``config`` and ``curve``.
+    data and what the key ``pretrain`` trains first), ``data`` (as ``checksums``', None without ``ranks_file``),
+    ``config`` and ``curve``.
 
     Raises
     ------
@@ -71,7 +72,8 @@ def run_or_resume(
         "seconds": curve[-1]["seconds"] if curve else None,
         **tested,
         "cpu_seconds": round(cpu_before + time.process_time() - cpu_start, 3),
-        "data": checksums(config, train_data, valid_data, test_data),
+        # Every row is read for them: not for the trials of a search, which keep neither.
+        "data": checksums(config, train_data, valid_data, test_data) if ranks_file else None,
         "config": result_settings(config),
         "curve": curve,
     }

@@ -409,16 +409,15 @@ def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
 def test_tier_by_tier_one_seed_of_everything_comes_before_the_others(tmp_path):
     more = {**TIER, "seeds": [3], "datasets": {"a": {}, "b": {"dataset": "markov-toy"}}, "rows": [SASREC, POP]}
     row = {**POP, "seeds": [1, 5]}
-    path = write_manifest(tmp_path, rows=[DIFFUREC, SASREC, row], others={"more": more})
+    two = {"markov-toy": {}, "other": {"dataset": "markov-toy"}}
+    path = write_manifest(tmp_path, rows=[DIFFUREC, SASREC, row], datasets=two, others={"more": more})
     args = reproduce.parse_args([f"--manifest={path}", "--device=cpu"])
     found = jobs.chosen_jobs(manifests.load_manifest(path), args)
-    first = [("Diffu Rec", 1), ("SASRec", 1), ("Pop", 1), ("Diffu Rec", 2), ("SASRec", 2), ("Pop", 5)]
-    assert (
-        [(job.row.name, job.seed) for job in found if job.tier.name == "toy"]
-        == first
-        == [(job.row.name, job.seed) for job in found[:6]]
-    )
-    assert [(job.dataset, job.data.dataset) for job in found[6:]] == [("a", "a")] * 2 + [("b", "markov-toy")] * 2
+    first, later = [("Diffu Rec", 1), ("SASRec", 1), ("Pop", 1)], [("Diffu Rec", 2), ("SASRec", 2), ("Pop", 5)]
+    expected = [(dataset, *job) for part in (first, later) for dataset in two for job in part]
+    assert [(job.dataset, job.row.name, job.seed) for job in found[:12]] == expected
+    assert all(job.tier.name == "more" for job in found[12:])
+    assert [(job.dataset, job.data.dataset) for job in found[12:]] == [("a", "a")] * 2 + [("b", "markov-toy")] * 2
     args = reproduce.parse_args([f"--manifest={path}", "--device=cpu", "--row=Pop, b"])
     assert [str(job) for job in jobs.chosen_jobs(manifests.load_manifest(path), args)] == ["Pop, b, seed 3"]
 
