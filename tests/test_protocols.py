@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from recbole.trainer import S3RecTrainer
 
+from recbole_diffusion.protocols import _by_user
 from recbole_diffusion.quick_start import build_trainer, prepare_data, run
 
 from .conftest import ROOT, toy, toy_config
@@ -95,3 +97,13 @@ def test_what_brings_no_history_is_told():
     trainer.eval_collector.data_collect(train)
     with pytest.raises(ValueError, match=r"mask_history \[True\] cannot be followed for \[SASRec\]"):
         trainer.evaluate(valid, load_best_model=False)
+
+
+def test_ranks_are_kept_by_user_and_item_whatever_the_order_of_the_rows():
+    rows = {"user": [2, 1, 2, 1], "item": [5, 9, 3, 4], "candidates": [10, 20, 30, 40]}
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        parts = [{key: torch.tensor(values)[order][half] for key, values in rows.items()} for half in ([0, 1], [2, 3])]
+        found = _by_user(parts)
+        assert found.keys() == {"user", "candidates"}
+        assert found["user"].tolist() == [1, 1, 2, 2] and found["candidates"].tolist() == [40, 20, 30, 10]
+        assert found["candidates"].dtype == np.uint16

@@ -545,6 +545,15 @@ def test_users_are_paired_over_shared_seeds_and_p_is_holms(tmp_path):
     assert "Not tested, as their ranks were not kept: DiffuRecSys V2, SeqDiffRec," in text
 
 
+def test_of_several_rows_a_user_has_the_mean(tmp_path):
+    ranks = {"user": np.array([4, 4, 9], np.int32), "candidates": np.array([1, 0, 2], np.uint16)}
+    (tmp_path / "ranks").mkdir()
+    np.savez_compressed(tmp_path / "ranks" / "run.npz", **ranks)
+    found = results_table.user_ndcg(tmp_path, {"file": "run"}, "candidates")
+    assert found == pytest.approx([0.5, 1 / np.log2(3)])
+    assert results_table.user_ndcg(tmp_path, {"file": "run"}, "masked") is None
+
+
 def test_parameters_that_changed_since_are_told(tmp_path):
     runs = everything(but=["DiffuRec"])
     run = fake_run("DiffuRec", 1, 0.05)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from scipy.stats import ttest_1samp
 
 from recbole_diffusion.compare import main
 from recbole_diffusion.experiments import compare_tables as module
 from recbole_diffusion.experiments.compare import compare
 from recbole_diffusion.experiments.compare_tables import holm, paired_interval, paired_test
-from recbole_diffusion.experiments.runs import run_or_resume
+from recbole_diffusion.experiments.runs import checksums, run_or_resume
 
 from ..conftest import ROOT, TINY
 
@@ -271,3 +274,20 @@ def test_a_file_that_is_no_run_is_named(tmp_path):
     file.write_text("{}")
     with pytest.raises(ValueError, match="Pop-markov-toy-1.json.*not a run"):
         compare(["Pop"], "markov-toy", 1, output="out")
+
+
+def test_checksums_are_of_the_pairs_whatever_their_order(tmp_path):
+    (tmp_path / "toy.inter").write_text("some bytes")
+
+    def sums(*pairs):
+        users, items = torch.tensor(pairs).T
+        dataset = SimpleNamespace(uid_field="u", iid_field="i", inter_feat={"u": users, "i": items})
+        dataset.id2token = lambda field, ids: [f"{field}{number}" for number in ids]
+        loader = SimpleNamespace(_dataset=dataset)
+        return checksums({"data_path": str(tmp_path), "dataset": "toy"}, loader, loader, loader)
+
+    found = sums((1, 2), (3, 4), (1, 5))
+    assert found == sums((3, 4), (1, 5), (1, 2)) and found["train"] == found["test"]
+    assert found["interactions"] == hashlib.sha256(b"some bytes").hexdigest()
+    assert found["train"] == hashlib.sha256(b"u1\ti2\nu1\ti5\nu3\ti4").hexdigest()
+    assert sums((1, 2), (3, 4), (1, 6))["train"] != found["train"]
