@@ -63,7 +63,7 @@ class BothProtocols:
             self._rows.append({"user": users, "item": positive_i})
         history = getattr(batched_data[0], "seen", None)
         if history is None:
-            self._note_ranks("candidates", scores, positive_u, positive_i)
+            self._note_ranks(PROTOCOLS[not self.config["repeatable"]], scores, positive_u, positive_i)
             return interaction, scores, positive_u, positive_i
         row, item = (part.to(scores.device) for part in history)
         keep = item != positive_i.to(scores.device)[row]

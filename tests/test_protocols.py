@@ -87,6 +87,22 @@ def test_general_models_mask_by_themselves():
         assert result["test_results"] is None
 
 
+def test_ranks_of_a_general_model_are_those_of_the_protocol_it_has():
+    """RecBole gives the history of a user no rank where ``repeatable`` is off: that is the masked one."""
+    found = {}
+    for repeatable, protocol in ((True, "candidates"), (False, "masked")):
+        it = toy("BPR", repeatable=repeatable)
+        trainer = build_trainer(it.config, it.model)
+        trainer.eval_collector.data_collect(it.train)
+        trainer.keep_ranks = True
+        result = trainer.evaluate(it.test, load_best_model=False)
+        rank = trainer.ranks.pop(protocol)
+        assert trainer.ranks.keys() == {"user"}
+        found[protocol] = ((rank > 0) & (rank <= 10)).mean()
+        assert found[protocol] == pytest.approx(result["hit@10"], abs=1e-4)
+    assert found["candidates"] != found["masked"]
+
+
 @pytest.mark.slow
 def test_what_brings_no_history_is_told():
     config = toy_config("SASRec", mask_history=True, eval_args={
