@@ -31,8 +31,8 @@ class Row:
     """One row of a tier's tables: a model with what its configuration changes, on every dataset of the tier.
 
     ``searched`` is the file of parameters that a search found, beside the manifest, and ``missing`` that of one that is
-    not there; ``datasets`` and ``seeds`` are the row's own. ``cause`` says why the row is below its paper, where that
-    is known.
+    not there; ``datasets`` and ``seeds`` are the row's own. ``against`` names the rows that it is tested against, if not
+    the tier's baseline alone. ``cause`` says why the row is below its paper, where that is known.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Row:
     missing: Path | None = None
     datasets: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
+    against: Sequence[str] | None = None
     paper: Mapping[str, str] | None = None
     cause: str = ""
     note: str = ""
@@ -71,7 +72,8 @@ class Data:
 class Tier:
     """Rows that make a table together: complete in itself, on its datasets and under its seeds.
 
-    ``baseline`` is the row that the others are tested against, and ``config_file`` what all rows have in common.
+    ``baseline`` is the row that the others are tested against, unless they name others, and ``config_file`` what all
+    rows have in common.
     """
 
     name: str
@@ -81,6 +83,12 @@ class Tier:
     baseline: str
     rows: Sequence[Row]
     config_file: Path | None = None
+
+    @property
+    def tests(self) -> list[tuple[str, str]]:
+        """Which rows are tested, and each against which."""
+        against = {row.name: row.against or [self.baseline] for row in self.rows}
+        return [(name, other) for name, others in against.items() for other in others if name != other]
 
     def jobs(self, datasets: Iterable[str], names: Iterable[str]) -> list[Job]:
         """The chosen trainings in order of work: the first seed of everything, then dataset, seed and row."""
@@ -196,6 +204,7 @@ def _tier(name: str, about: Mapping[str, Any], common: Mapping[str, Any], folder
     for row in rows:
         _check_choices(f"per_dataset of [{row.name}]", row.per_dataset, datasets)
         _check_choices(f"datasets of [{row.name}]", row.datasets or [], datasets)
+        _check_choices(f"against of [{row.name}]", row.against or [], [other.name for other in rows if other != row])
         if row.paper is not None and row.paper.keys() - {"protocol"} != {"paper", "table", "model"}:
             raise ValueError(
                 f"manifest: paper of [{row.name}] must have the keys paper, table, model, and maybe protocol."

@@ -115,7 +115,7 @@ def part_tables(part: Part) -> list[str]:
         done = len(part.jobs) - len(part.missing)
         return [f"{done} of {len(part.jobs)} runs are done, and shown once every row has one. {rest}"]
     tables += [metric_table(part), paper_verdicts(part)]
-    tables += [f"### Against {part.tier.baseline}: {part.dataset}\n", user_tests(part)]
+    tables += [f"### User by user: {part.dataset}\n", user_tests(part)]
     tables += [f"### What it took: {part.dataset}\n", cost_table(part), commands(part)]
     return [*tables, *([rest] if missing else [])]
 
@@ -156,7 +156,8 @@ def metric_table(part: Part) -> str:
     head = ["", MAIN, f"{MAIN} masked"]
     text = markdown_table(head, [line(row, [MAIN], PROTOCOLS) for row in part.rows])
     if changed:
-        text += "\n† Run with other parameters than are the row's now; delete its files in `runs/` to run it again:\n\n"
+        text += "\n† Run with other parameters than are the row's now, not counting keys that are newer than the run; delete"
+        text += " its files in `runs/` to run it again:\n\n"
         text += "".join(f"- {name}: {', '.join(keys)}\n" for name, keys in changed.items())
     for protocol in PROTOCOLS:
         whole = markdown_table(["", *METRICS], [line(row, METRICS, [protocol]) for row in part.rows])
@@ -204,28 +205,30 @@ def verdict(runs: list[dict[str, Any]], paper: Mapping, protocol: str, cause: st
 
 
 def user_tests(part: Part) -> str:
-    """NDCG@10 against the baseline, user by user, means over the seeds that both have; p after Holm's correction."""
-    base = part.runs[part.tier.baseline]
-    names = [row.name for row in part.rows if row.name != part.tier.baseline]
-    cells: dict[str, list[str]] = {name: [name] for name in names}
+    """NDCG@10 of the tier's tests, user by user, means over the seeds that both have; p after Holm's correction."""
+    base = part.tier.baseline
+    tests = [pair for pair in part.tier.tests if part.runs.keys() >= set(pair)]
+    cells = {(name, other): [name if other == base else f"{name} less {other}"] for name, other in tests}
     for protocol in PROTOCOLS:
-        pairs = {name: user_pairs(part.results, part.runs[name], base, protocol) for name in names}
-        tests = {name: paired_test(*pair) for name, pair in pairs.items() if pair}
-        p_values = {name: p for name, (_, p, _) in tests.items() if p is not None}
+        pairs = {test: user_pairs(part.results, *(part.runs[name] for name in test), protocol) for test in tests}
+        found = {test: paired_test(*pair) for test, pair in pairs.items() if pair}
+        p_values = {test: p for test, (_, p, _) in found.items() if p is not None}
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        for name, line in cells.items():
-            if name not in tests:
+        for test, line in cells.items():
+            if test not in found:
                 line.append("none")
                 continue
-            low, high = paired_interval(*pairs[name])
-            p = f"p {corrected[name]:.2g}" if name in corrected else "no spread"
-            line.append(f"{tests[name][0]:+.4f} ({low:+.4f} to {high:+.4f}), {p}")
+            low, high = paired_interval(*pairs[test])
+            p = f"p {corrected[test]:.2g}" if test in corrected else "no spread"
+            line.append(f"{found[test][0]:+.4f} ({low:+.4f} to {high:+.4f}), {p}")
     tested = [line for line in cells.values() if set(line[1:]) != {"none"}]
     without = [line[0] for line in cells.values() if set(line[1:]) == {"none"}]
+    others = " or of the row that is named" if any(other != base for _, other in tests) else ""
     words = (
-        f"NDCG@10 less that of {part.tier.baseline}, user by user (of several test rows of a user their mean), each "
-        "the mean over the seeds that both have: difference, its 95 % interval, and p of a two-sided paired t-test "
-        "that Holm's method corrects for the rows.\n\n"
+        f"NDCG@10 less that of {base}{others}, user by user (of several test rows of a user their mean), each the mean "
+        "over the seeds that both have: difference, its 95 % interval, and p of a two-sided paired t-test that Holm's "
+        "method corrects for the rows. Both are over users, for the networks as they were trained: what other training "
+        "seeds change, the spreads above tell, where a row has several.\n\n"
     )
     head = ["", "difference", "history masked"]
     text = words + markdown_table(head, tested) if tested else words

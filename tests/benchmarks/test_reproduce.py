@@ -337,6 +337,8 @@ def test_the_script_names_what_is_wrong_without_a_traceback(tmp_path):
         ({"seeds": []}, "seeds"),
         ({"rows": [{**SASREC, "per_dataset": {"ml-1m": {}}}]}, r"per_dataset of \[SASRec\] \[ml-1m\]"),
         ({"rows": [{**SASREC, "datasets": ["ml-1m"]}]}, r"datasets of \[SASRec\] \[ml-1m\]"),
+        ({"rows": [{**SASREC, "against": ["BPR"]}]}, r"against of \[SASRec\] \[BPR\]"),
+        ({"rows": [SASREC, {**POP, "against": ["Pop"]}]}, r"against of \[Pop\] \[Pop\]"),
         ({"rows": [{**SASREC, "paper": {"table": "Table 5"}}]}, "paper, table, model"),
     ],
 )
@@ -543,6 +545,30 @@ def test_users_are_paired_over_shared_seeds_and_p_is_holms(tmp_path):
         line = f"{difference:+.4f} ({low:+.4f} to {high:+.4f}), p {expected[test.pvalue]:.2g}"
         assert f"| {name} | {line} | {line} |" in text
     assert "Not tested, as their ranks were not kept: DiffuRecSys V2, SeqDiffRec," in text
+
+
+def test_a_row_is_tested_against_those_it_names_and_all_tests_are_corrected_together(tmp_path):
+    rows = [SASREC, {**DIFFUREC, "against": ["SASRec", "Pop"]}, POP]
+    [tier] = manifests.load_manifest(write_manifest(tmp_path, rows=rows, seeds=[1])).tiers
+    assert tier.tests == [("Diffu Rec", "SASRec"), ("Diffu Rec", "Pop"), ("Pop", "SASRec")]
+    rng = np.random.default_rng(0)
+    ranks = {row.name: rng.integers(0, 21, 300).astype(np.uint16) for row in tier.rows}
+    runs = {name: [{"seed": 1, "file": f"{name}.1", "data": {"test": "abc"}}] for name in ranks}
+    for name, rank in ranks.items():
+        keep_ranks(tmp_path, name, 1, rank)
+    part = results_table.Part(None, tier, "markov-toy", runs, tmp_path, {})
+    text = re.sub(r" +\|", " |", results_table.user_tests(part))
+    gain = {
+        name: np.where((rank > 0) & (rank <= 10), 1 / np.log2(np.maximum(rank, 1) + 1.0), 0)
+        for name, rank in ranks.items()
+    }
+    tests = {pair: ttest_rel(*(gain[name] for name in pair)) for pair in tier.tests}
+    corrected = results_table.holm([test.pvalue for test in tests.values()])
+    for (name, other), p in zip(tests, corrected, strict=True):
+        low, high = tests[name, other].confidence_interval(0.95)
+        label = name if other == "SASRec" else f"{name} less {other}"
+        found = f"{(gain[name] - gain[other]).mean():+.4f} ({low:+.4f} to {high:+.4f}), p {p:.2g}"
+        assert f"| {label} | {found} | {found} |" in text
 
 
 def test_of_several_rows_a_user_has_the_mean(tmp_path):
