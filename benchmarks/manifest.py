@@ -31,8 +31,8 @@ class Row:
     """One row of a tier's tables: a model with what its configuration changes, on every dataset of the tier.
 
     ``searched`` is the file of parameters that a search found, beside the manifest, and ``missing`` that of one that is
-    not there; ``datasets`` and ``seeds`` are the row's own. ``against`` names the rows that it is tested against, if not
-    the tier's baseline alone. ``cause`` says why the row is below its paper, where that is known.
+    not there; ``datasets`` and ``seeds`` are the row's own. ``against`` names the rows that it is tested against, if
+    not the tier's baseline alone. ``cause`` says why the row is below its paper, where that is known.
     """
 
     name: str

@@ -156,8 +156,8 @@ def metric_table(part: Part) -> str:
     head = ["", MAIN, f"{MAIN} masked"]
     text = markdown_table(head, [line(row, [MAIN], PROTOCOLS) for row in part.rows])
     if changed:
-        text += "\n† Run with other parameters than are the row's now, not counting keys that are newer than the run; delete"
-        text += " its files in `runs/` to run it again:\n\n"
+        text += "\n† Run with other parameters than are the row's now, not counting keys that are newer than the run; "
+        text += "delete its files in `runs/` to run it again:\n\n"
         text += "".join(f"- {name}: {', '.join(keys)}\n" for name, keys in changed.items())
     for protocol in PROTOCOLS:
         whole = markdown_table(["", *METRICS], [line(row, METRICS, [protocol]) for row in part.rows])

@@ -180,7 +180,7 @@ def test_a_key_that_other_models_read_is_warned_of():
 @pytest.mark.filterwarnings("ignore:.* has no effect on")
 def test_a_key_without_effect_has_none():
     """Layers that models share would read it."""
-    for model, key, value in (("PreferDiff", "use_position_embedding", False), ("ADRec", "act_dropout_prob", 0.5)):
+    for model, key, value in (("PreferDiff", "use_position_embedding", False), ("SeqDiffRec", "act_dropout_prob", 0.5)):
         assert key not in toy(model, **{key: value}).config
 
 

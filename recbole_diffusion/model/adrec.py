@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -56,6 +57,14 @@ class ADRec(DiffusionRecommender):
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
         check_guidance(config)
+
+    def advise_from_scratch(self) -> None:
+        if self.loss_scale:
+            getLogger().warning(
+                f"ADRec from scratch with loss_scale [{self.loss_scale}]: the squared error keeps it from learning "
+                "items that no checkpoint gave. Its paper's stages are pretrain=SASRecPlus with "
+                "freeze_embedding_epochs=5; without them take loss_scale=0."
+            )
 
     # ------------------------------------------------------------------ the two modules
 

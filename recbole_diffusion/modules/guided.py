@@ -64,16 +64,15 @@ class GuidedRecommender(DiffusionRecommender):
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws.
 
         With ``mlp1`` and shared draws every step is affine in x_t and c, and so is the whole chain in c alone. It is
-        walked for the zero condition and the D unit ones, where the users are more; always in float32, so that the
-        scores do not depend on the size of the batch.
+        walked for the zero condition and the D unit ones, where the users are more. Every chain is in float32: guidance
+        multiplies what rounding does to two predictions, and scores are not to depend on the size of the batch.
         """
-        if not self.fused_denoiser or self.f.dense_2 is not None:
-            return super().sample_start(interaction, seeds)
         with self.autocast():
             c = self.encode(interaction).float()
         noise, size = SeedNoise(seeds), self.hidden_size
+        is_affine = self.fused_denoiser and self.f.dense_2 is None
         # An exported graph takes batches of any size, and holds the chain's outcome rather than its steps.
-        if not torch.compiler.is_exporting() and len(c) <= size + 1:
+        if not is_affine or (len(c) <= size + 1 and not torch.compiler.is_exporting()):
             return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
         corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)

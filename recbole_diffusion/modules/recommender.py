@@ -95,6 +95,9 @@ class SequenceRecommender(SequentialRecommender):
 
     # ------------------------------------------------------------------ training
 
+    def advise_from_scratch(self) -> None:
+        """Called where training starts and no checkpoint gave the items; a model that needs one logs a warning."""
+
     def history(self, interaction) -> tuple[Tensor, Tensor]:
         """``item_seq`` [B, L] and ``item_seq_len`` [B]; padding beyond the model's longest history is cut off."""
         return interaction[self.ITEM_SEQ][:, : self.max_seq_length], interaction[self.ITEM_SEQ_LEN]
@@ -117,7 +120,9 @@ class SequenceRecommender(SequentialRecommender):
         With ``item_loss: sampled`` over ``n_sampled_items`` items drawn by popularity instead, for catalogues too large
         to score in training. ``seen`` is added to the logits of items of the histories.
         """
-        (weight, bias), seen = self.output_layer(), without_targets(seen, target)
+        return self._cross_entropy(x, *self.output_layer(), target, without_targets(seen, target))
+
+    def _cross_entropy(self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, seen: Seen | None):
         if self.item_loss == "sampled" and self.training:
             return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items, seen)
         return full_cross_entropy(x, weight, bias, target, self.logits_chunk, seen)
@@ -130,7 +135,7 @@ class SequenceRecommender(SequentialRecommender):
         if seen is None or not seen.values.requires_grad:
             return 0.0
         weight, bias = (None if part is None else part.detach() for part in self.output_layer())
-        return full_cross_entropy(x.detach(), weight, bias, target, self.logits_chunk, seen).mean()
+        return self._cross_entropy(x.detach(), weight, bias, target, seen).mean()
 
     # ------------------------------------------------------------------ inference
 

@@ -86,6 +86,8 @@ def start_item_embeddings(model, config, path: str | Path | None) -> None:
             f"pretrain [{config['pretrain']}] is read by run_recbole_diffusion.py and quick_start.run: here train it "
             "first, and name its checkpoint by item_embedding_file."
         )
+    else:
+        model.advise_from_scratch()
 
 
 def is_frozen(model, config, epoch: int) -> bool:

@@ -39,6 +39,38 @@ def plain_condition(model, items):
     return model.encoder(h, TokenLayout(torch.tensor([len(items)]), len(items), ragged=False))
 
 
+def test_items_are_dropped_before_they_are_normalised(monkeypatch):
+    it = adrec(emb_dropout_prob=0.5, ragged=False)
+    model, batch = it.model, batch_of(it.train, 12)
+    item_seq, n = model.history(batch)
+    seen = []
+    monkeypatch.setattr(model.encoder, "forward", lambda h, layout: seen.append(h) or h)
+    torch.manual_seed(5)
+    model.train().encode(item_seq, model.layout(n, item_seq.shape[1]))
+    torch.manual_seed(5)
+    dropped = F.dropout(model.item_embedding(item_seq.flatten()), 0.5)
+    torch.testing.assert_close(seen[0], F.layer_norm(dropped, (32,), eps=it.config["layer_norm_eps"]))
+    assert (dropped == 0).float().mean() > 0.4
+
+
+def test_every_block_has_the_dropout_after_its_activation():
+    model = adrec(act_dropout_prob=0.25).model
+    blocks = [*model.encoder.blocks, *model.decoder.blocks]
+    assert len(blocks) == 4 and {block.act_dropout.p for block in blocks} == {0.25}
+    assert adrec().model.encoder.blocks[0].act_dropout.p == 0
+
+
+def test_the_decoder_without_attention_is_two_layers_and_a_norm():
+    it = adrec(decoder="mlp")
+    decoder, z = it.model.decoder, torch.randn(7, 32)
+    assert decoder.dense_1.weight.shape == (128, 32)
+    h = z @ decoder.dense_1.weight.T + decoder.dense_1.bias
+    out = (h * torch.sigmoid(h)) @ decoder.dense_2.weight.T + decoder.dense_2.bias
+    centred = out - out.mean(1, keepdim=True)
+    expected = centred / (out.var(1, correction=0, keepdim=True) + it.config["layer_norm_eps"]).sqrt()
+    torch.testing.assert_close(decoder(z), expected, atol=1e-5, rtol=1e-4)
+
+
 # ---------------------------------------------------------------------- training
 
 

@@ -215,10 +215,12 @@ def test_mixed_precision_ranks_alike_in_large_and_small_batches():
     torch.testing.assert_close(torch.cat(parts, 1), whole[:, :20], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("enable_amp", [False, True])
 @pytest.mark.parametrize("denoiser", DENOISERS)
 @torch.no_grad()
-def test_the_fused_denoiser_is_two_plain_passes(denoiser):
-    it = dreamrec(denoiser=denoiser, inference_seeds=[3, 4, 5], num_steps=200)
+def test_the_fused_denoiser_is_two_plain_passes(denoiser, enable_amp):
+    """In mixed precision, too: guidance would multiply what bf16 rounds off each of the two passes."""
+    it = dreamrec(denoiser=denoiser, inference_seeds=[3, 4, 5], num_steps=200, enable_amp=enable_amp)
     model, batch = it.model, batch_of(it.test, 40)
     for method in ("ddpm", "ddim"):
         for steps, inference in ((None, "reverse"), (1, "reverse"), (20, "reverse"), (None, "one_step")):

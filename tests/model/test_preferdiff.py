@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_diffusion.model.preferdiff import DISTANCES
+from recbole_diffusion.modules import recommender
 from recbole_diffusion.quick_start import build_config, prepare_data, train_and_test
 
 from ..conftest import ROOT, TINY, batch_of, loss_with_seed, toy
@@ -67,6 +68,13 @@ def plain_loss(model, batch, distance, ranking, lam, gamma, ce):
     return lam * positive.mean() + (1 - lam) * rank + ce * torch.stack(entropies).mean()
 
 
+def test_weights_start_as_in_the_public_code():
+    model = toy("PreferDiff", hidden_size=64).model
+    for weight, std in ((model.item_embedding.weight[1:], 1.0), (model.f.dense_1.weight, (3 * 3 * 64) ** -0.5)):
+        assert abs(weight.std() / std - 1) < 0.05
+    assert model.f.dense_1.weight.abs().max() <= (3 * 64) ** -0.5
+
+
 @pytest.mark.parametrize(
     "distance, negatives, ranking, lam, ce",
     [
@@ -101,6 +109,19 @@ def test_a_batch_without_another_target_is_not_ranked(ranking, distance):
     torch.testing.assert_close(loss, 0.4 * loss_with_seed(alone.model, batch))
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in it.model.parameters())
+
+
+def test_learned_seen_items_take_the_sampled_softmax_where_it_is_asked_for(monkeypatch):
+    """The catalogue may be too large to score, also where the softmax serves the values of seen items alone."""
+    gradients = {}
+    for item_loss in ("full", "sampled"):
+        it = preferdiff(seen_items="learned", item_loss=item_loss, n_sampled_items=20_000)
+        if item_loss == "sampled":
+            monkeypatch.setattr(recommender, "full_cross_entropy", None)
+        loss_with_seed(it.model, batch_of(it.train, 40), 3).backward()
+        gradients[item_loss] = torch.cat([p.grad.flatten() for p in it.model.seen_items.parameters()])
+    assert gradients["full"].abs().max() > 1e-3
+    torch.testing.assert_close(gradients["sampled"], gradients["full"], atol=3e-3, rtol=0.1)
 
 
 def test_the_target_may_be_mere_data():

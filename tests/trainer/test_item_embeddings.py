@@ -196,6 +196,16 @@ def test_a_resumed_run_trains_nothing_first(tmp_path):
     assert trainer.start_epoch == 1 and not list((tmp_path / "pretrain").iterdir())
 
 
+@pytest.mark.parametrize("keys, warns", [({}, True), ({"loss_scale": 0}, False), ({"item_embedding_file": ...}, False)])
+def test_adrec_from_scratch_is_warned_of_where_training_starts(keys, warns, file, caplog):
+    keys = {key: file if value is ... else value for key, value in keys.items()}
+    it = toy("ADRec", **SHORT, num_steps=4, **keys)
+    assert "from scratch" not in caplog.text  # serving builds the model, too
+    with caplog.at_level(logging.WARNING):
+        DiffusionTrainer(it.config, it.model).fit(it.train)
+    assert ("ADRec from scratch with loss_scale [1.0]" in caplog.text) == warns
+
+
 def test_where_nobody_pretrains_that_is_told():
     keys = {**TINY, "data_path": str(ROOT / "dataset"), "state": "ERROR", "pretrain": "SASRecPlus"}
     with pytest.raises(ValueError, match=r"pretrain \[SASRecPlus\] is read by run_recbole_diffusion.py and quick_star"):
