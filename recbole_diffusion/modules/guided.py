@@ -71,8 +71,9 @@ class GuidedRecommender(DiffusionRecommender):
             c = self.encode(interaction).float()
         noise, size = SeedNoise(seeds), self.hidden_size
         is_affine = self.fused_denoiser and self.f.dense_2 is None
-        # An exported graph takes batches of any size, and holds the chain's outcome rather than its steps.
-        if not is_affine or (len(c) <= size + 1 and not torch.compiler.is_exporting()):
+        # An exported graph takes batches of any size, so that their size is not asked for there, and holds the chain's
+        # outcome rather than its steps.
+        if not is_affine or (not torch.compiler.is_exporting() and len(c) <= size + 1):
             return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
         corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)

@@ -152,32 +152,31 @@ class TokenLayout:
     def known(self, key: Tensor, value: Tensor, n_heads: int) -> list[Known]:
         """Keys and values [N, D] of all tokens before each sequence's last.
 
-        Groups are joined as long as none has fewer places than a share of the first's: where a step reads one token of
-        each sequence, many small operations cost more than some padding.
+        Groups are joined as long as none is shorter than a share of the first: where a step reads one token of each
+        sequence, many small operations cost more than some padding.
         """
         parts = zip(self.groups, self.by_group(key), self.by_group(value), strict=True)
         joined: list[tuple[int, list]] = []
         for part in parts:
-            places = max(part[0].length - 1, self.MIN_PLACES)
-            if not joined or places < self.KNOWN_SHARE * joined[-1][0]:
-                joined.append((places, []))
+            length = max(part[0].length, self.MIN_PLACES + 1)
+            if not joined or length < self.KNOWN_SHARE * joined[-1][0]:
+                joined.append((length, []))
             joined[-1][1].append(part)
-        return [self._join(part, places, n_heads) for places, part in joined]
+        return [self._join(part, length, n_heads) for length, part in joined]
 
     @staticmethod
-    def _join(parts: list[tuple[Group, Tensor, Tensor]], places: int, n_heads: int) -> Known:
-        """Pad the tokens [size, length, D] of groups, less the last one, to a number of places."""
+    def _join(parts: list[tuple[Group, Tensor, Tensor]], longest: int, n_heads: int) -> Known:
+        """Pad the tokens [size, length, D] of groups to a length, and leave out the last place."""
         real = []
         for group, key, _ in parts:
             mask = key.new_ones(group.size, group.length).bool() if group.mask is None else group.mask[:, 0, 0]
             # Right-padded: place j lies before the last token where j + 1 is real.
-            real.append(F.pad(mask[:, 1:], (0, places + 1 - group.length)))
+            real.append(F.pad(mask[:, 1:], (0, longest - group.length)))
         keys, values = (
-            torch.cat([F.pad(x[:, :-1], (0, 0, 0, places + 1 - x.shape[1])) for x in column])
+            torch.cat([F.pad(x[:, :-1], (0, 0, 0, longest - x.shape[1])) for x in column]).unflatten(-1, (n_heads, -1))
             for column in ([key for _, key, _ in parts], [value for _, _, value in parts])
         )
-        keys, values = (x.unflatten(-1, (n_heads, -1)) for x in (keys, values))
-        bias = keys.new_zeros(keys.shape[0], places).masked_fill(~torch.cat(real), -torch.inf)[:, None, None]
+        bias = keys.new_zeros(keys.shape[0], longest - 1).masked_fill(~torch.cat(real), -torch.inf)[:, None, None]
         # In one piece as the products read them: else every step would copy them.
         keys = keys.permute(0, 2, 3, 1).contiguous() * keys.shape[-1] ** -0.5
         return Known(keys, values.transpose(1, 2).contiguous(), bias)

@@ -122,7 +122,9 @@ class SequenceRecommender(SequentialRecommender):
         """
         return self._cross_entropy(x, *self.output_layer(), target, without_targets(seen, target))
 
-    def _cross_entropy(self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, seen: Seen | None):
+    def _cross_entropy(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, seen: Seen | None
+    ) -> Tensor:
         if self.item_loss == "sampled" and self.training:
             return sampled_cross_entropy(x, weight, bias, target, self.item_log_q, self.n_sampled_items, seen)
         return full_cross_entropy(x, weight, bias, target, self.logits_chunk, seen)

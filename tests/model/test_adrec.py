@@ -197,6 +197,26 @@ def test_known_positions_computed_once_give_what_the_whole_decoder_gives(ragged,
                 torch.testing.assert_close(found[place, row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_histories_of_all_lengths_are_read_in_parts_as_in_one(monkeypatch):
+    """Long and short histories fall into several parts, padded to their longest or the least number of places."""
+    it = adrec()
+    model, batch = it.model.eval(), batch_of(it.test, 12)
+    item_seq, n = model.history(batch)
+    parts, join = [], TokenLayout._join
+    monkeypatch.setattr(TokenLayout, "_join", staticmethod(lambda *args: parts.append(args[1]) or join(*args)))
+    batch.interaction[model.ITEM_SEQ_LEN] = n = torch.tensor([*[1, 2, 3, 5, 6], *n[5:].tolist()])
+    batch.interaction[model.ITEM_SEQ] = item_seq * (torch.arange(item_seq.shape[1]) < n[:, None])
+    found = []
+    with torch.no_grad():
+        for places, tokens in ((16, 256), (3, 1)):
+            monkeypatch.setattr(TokenLayout, "MIN_PLACES", places)
+            monkeypatch.setattr(TokenLayout, "MIN_TOKENS", tokens)
+            found.append(model.sample_start(batch, [4, 9]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    n_blocks = len(model.decoder.blocks)
+    assert parts[:n_blocks] == [17] * n_blocks and parts[-1] == 4 and len(parts) > 2 * n_blocks
+
+
 def test_the_decoder_reads_the_known_positions_once_for_all_steps_and_seeds(monkeypatch):
     it = adrec()
     calls, read_last = [], TransformerEncoder.read_last

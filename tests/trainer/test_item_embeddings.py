@@ -204,6 +204,7 @@ def test_adrec_from_scratch_is_warned_of_where_training_starts(keys, warns, file
     with caplog.at_level(logging.WARNING):
         DiffusionTrainer(it.config, it.model).fit(it.train)
     assert ("ADRec from scratch with loss_scale [1.0]" in caplog.text) == warns
+    assert ("from scratch" in caplog.text) == warns
 
 
 def test_where_nobody_pretrains_that_is_told():
