@@ -235,13 +235,13 @@ def test_the_fused_denoiser_is_two_plain_passes(denoiser, enable_amp):
 @torch.no_grad()
 def test_one_linear_layer_weighs_x_t_and_c_alike_at_every_step():
     """Where x_t is all noise as where it is all but the target; with two layers the step decides what is heard."""
-    x_t, c, step, other = torch.randn(4, 30, 32)
+    x_t, c, dx, dc = torch.randn(4, 30, 32)
     moved = {}
     for denoiser in DENOISERS:
         f = dreamrec(denoiser=denoiser).model.f
         for t in (torch.full((30,), 1), torch.full((30,), 29)):
-            for name, x, cond in (("x_t", x_t + step, c), ("c", x_t, c + other)):
-                moved.setdefault((denoiser, name), []).append(f(x, cond, t) - f(x_t, c, t))
+            for name, x, condition in (("x_t", x_t + dx, c), ("c", x_t, c + dc)):
+                moved.setdefault((denoiser, name), []).append(f(x, condition, t) - f(x_t, c, t))
     for name in ("x_t", "c"):
         assert_agree(*moved["mlp1", name])
         assert (moved["mlp2", name][0] - moved["mlp2", name][1]).abs().max() > 0.01
