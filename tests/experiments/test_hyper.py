@@ -370,6 +370,8 @@ def test_an_output_of_another_search_is_not_mixed_with_this_one(trained):
 def test_ray_searches_from_another_folder_and_continues(monkeypatch):
     # Above all else RecBole reads the command line: neither ours nor that of Ray's workers may reach a trial.
     monkeypatch.setattr(sys, "argv", ["run_hyper.py", "--hidden_size=31", "--epochs=0"])
+    # Ray saves its state now and then: here after whatever happens, so also between a trial's last report and its end.
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     options = {"tool": "Ray", "num_samples": 2, "grace_period": 1, "output_file": "out/toy.result"}
     found = toy_search(**options)
     assert len(found["trials"]) == 2 and all("error" not in trial for trial in found["trials"])
