@@ -47,7 +47,7 @@ MODEL_KEYS: dict[str, tuple[Key, ...]] = {
         _number("layer_norm_eps", "added to the denominator of the layer norm", low=0),
         _choice("initializer", "how weights start", choices=("normal", "xavier", "torch")),
         _number("initializer_range", "standard deviation of the initializer normal", low=0),
-        _number("embedding_std", "standard deviation of the embeddings at the start", low=0),
+        _number("embedding_std", "standard deviation of the first embeddings; null: as initializer", low=0, null=True),
         _flag("norm_first", "normalise before attention and feed-forward (SASRecPlus)"),
         _flag("use_position_embedding", "add a learned position embedding to the history"),
         _flag("position_embedding", "add the learned position embedding (SeqDiffRec)"),

@@ -126,7 +126,7 @@ def _trial(drawn: dict[str, Any], shared, space, metric: str, bigger: bool, fold
     shared = {**shared, "gpu_id": ",".join(map(str, ray.get_gpu_ids()))}
     trial = run_trial(shared, params, folder / versions.tune_trial_id(), report)
     score = trial["best_valid_score"]
-    # Said here, because a trial that Ray itself finds ended may lack `done` in the state that a search is continued from.
+    # Said here: a trial that Ray itself finds ended may lack `done` in the state that a search is continued from.
     metrics = {metric: score, "best_valid_score": score, "epoch": trial["epochs"], "done": True}
     for kind, results in (("valid", trial["best_valid_result"]), ("test", trial["test_result"])):
         metrics.update({f"{kind}_{name}": value for name, value in results.items()})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recbole_diffusion.data.sequences import UserSequenceDataset
 from recbole_diffusion.diffusion_utils import SeedNoise, guided_start
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
-from recbole_diffusion.modules.guided import check_guidance
+from recbole_diffusion.modules.guided import check_embedding_std, check_guidance
 from recbole_diffusion.modules.layers import PositionEmbedding, StepEmbedding, TransformerEncoder
 from recbole_diffusion.modules.ragged import TokenLayout, next_items, real_positions
 
@@ -56,6 +56,7 @@ class ADRec(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
+        check_embedding_std(config)
         check_guidance(config)
 
     def advise_from_scratch(self) -> None:

@@ -30,6 +30,8 @@ class ApproximatorRecommender(DiffusionRecommender):
         self.output_norm = nn.LayerNorm(self.hidden_size, eps=config["layer_norm_eps"])
         self.output_dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.apply(self._init_weights)
+        if config["embedding_std"] is not None:
+            nn.init.normal_(self.item_embedding.weight[1:], std=config["embedding_std"])
 
     def build_approximator(self, config) -> nn.Module:
         """Make the network that ``restore`` reads with."""

@@ -36,6 +36,7 @@ class GuidedRecommender(DiffusionRecommender):
     @classmethod
     def check_config(cls, config: Mapping[str, Any]) -> None:
         super().check_config(config)
+        check_embedding_std(config)
         check_guidance(config)
 
     def encode(self, interaction) -> Tensor:
@@ -79,6 +80,12 @@ class GuidedRecommender(DiffusionRecommender):
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
         zero = x_start[:, :1]
         return torch.baddbmm(zero, c.expand(len(seeds), -1, -1), x_start[:, 1:] - zero)
+
+
+def check_embedding_std(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where the scale of the embeddings at the start is left to the initializer."""
+    if config["embedding_std"] is None:
+        raise ValueError("embedding_std [None] must be a number >= 0 for a model whose condition starts from it.")
 
 
 def check_guidance(config: Mapping[str, Any]) -> None:

@@ -132,6 +132,16 @@ def test_each_of_them_drops_in_training_alone(key):
     assert loss_with_seed(it.model, batch, 0) == loss_with_seed(it.model, batch, 1)
 
 
+@pytest.mark.parametrize("name", ["DiffuRec", "DiffuRecSys"])
+def test_items_start_from_a_scale_of_their_own_where_asked(name):
+    left, asked = (toy(name, initializer="xavier", embedding_std=std).model for std in (None, 1.0))
+    assert left.item_embedding.weight.std() < 0.2
+    assert asked.item_embedding.weight[1:].std().item() == pytest.approx(1.0, abs=0.05)
+    assert not asked.item_embedding.weight[0].any()
+    rest = dict(asked.named_parameters())
+    assert all(torch.equal(p, rest[key]) for key, p in left.named_parameters() if key != "item_embedding.weight")
+
+
 @pytest.mark.parametrize("switch", [{"cross_attention": True}, {"offset_noise": 1.0}])
 def test_each_change_changes_the_loss(switch):
     off = {"cross_attention": False, "offset_noise": 0}

@@ -310,6 +310,7 @@ def test_oracle_items_are_averaged_over_the_seeds():
         ({"guidance_scale": -1}, r"guidance_scale \[-1\].*>= 0"),
         ({"guidance_scale": "strong"}, r"guidance_scale \['strong'\].*number"),
         ({"embedding_std": -0.5}, r"embedding_std \[-0.5\].*>= 0"),
+        ({"embedding_std": None}, r"embedding_std \[None\] must be a number"),
         ({"fused_denoiser": 1}, r"fused_denoiser \[1\].*True or False"),
         ({"target_gradient": "no"}, r"target_gradient \['no'\].*True or False"),
         ({"condition_dropout_prob": 1.0}, r"condition_dropout_prob \[1.0\].*>= 0 and < 1"),
