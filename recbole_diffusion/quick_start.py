@@ -119,8 +119,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved yet."""
 
     def __init__(self, trainer: Trainer):
-        epochs = getattr(trainer, "epochs_saved", 0)  # RecBole's own trainers keep nothing to go on from
-        self.resume = trainer.last_model_file if epochs else None
+        last = getattr(trainer, "last_model_file", None)  # RecBole's own trainers keep nothing to go on from
+        self.resume = last if last and Path(last).is_file() else None
+        # What the file itself says: Ctrl-C may fall between its writing and any note of it.
+        epochs = load_checkpoint(last)["epoch"] + 1 if self.resume else 0
         saved = f"{self.resume} holds the state after epoch {epochs}" if epochs else "nothing is saved to go on from"
         super().__init__(f"Interrupted: {saved}.")
 

@@ -179,8 +179,10 @@ def test_no_key_is_taken_for_a_misspelt_flag(monkeypatch):
 @pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path):
     script = str(ROOT / "run_recbole_diffusion.py")
-    process = start([script, "--help_keys"], tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
+    reader, writer = os.pipe()
+    os.close(reader)  # before the program writes, however fast it is
+    process = start([script, "--help_keys"], tmp_path, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
     assert process.stderr.read() == "" and process.wait() == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import zlib
@@ -33,6 +34,13 @@ def whole_file(path: str | os.PathLike, mode: str = "w", **options: Any) -> Iter
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(path: str | os.PathLike) -> None:
+    """Remove what killed processes left of a file that ``whole_file`` writes; for the one process that may write it."""
+    path = Path(os.path.realpath(path))
+    for part in path.parent.glob(f".{glob.escape(path.name[:200])}.{8 * '[0-9a-f]'}"):
         part.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,8 @@ def search_with_ray(search: Search) -> list[Trial]:
     with _connected(search.options["address"]):
         results = _tuner(search, resources).fit()
     _raise_if_cut(results, search.options["num_samples"])
-    with contextlib.suppress(OSError):  # full where trials were interrupted
-        search.file(".running").rmdir()
+    # Of a trial that ASHA stops, Ray ends the process before it has cleaned up.
+    shutil.rmtree(search.file(".running"), ignore_errors=True)
     # A trial's folder has its number; a search that was continued has them in another order.
     return [_read_result(result, search.space) for result in sorted(results, key=lambda result: str(result.path))]
 

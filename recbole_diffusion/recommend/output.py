@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_diffusion.compat.files import checksum, locked, whole_file
+from recbole_diffusion.compat.files import checksum, locked, remove_parts, whole_file
 
 PART = 10_000  # lines of a part: what is lost when a job is cut
 
@@ -42,6 +42,7 @@ class PartialOutput:
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(open(self.partial, "ab"))
             stack.enter_context(locked(self.file, f"output [{self.path}]"))
+            remove_parts(self.manifest)
             self._take_up()
             self.file.truncate(self.size)
             self._stack = stack.pop_all()

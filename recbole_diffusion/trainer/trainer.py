@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, rank_and_world, sum_over_processes
-from recbole_diffusion.compat.files import lock_file
+from recbole_diffusion.compat.files import lock_file, remove_parts
 from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.compat.progress import bar
 from recbole_diffusion.config.settings import resume_settings
@@ -69,7 +69,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.limit_train_batches = config["limit_train_batches"]
         self.curve: list[dict[str, Any]] = []  # what a caller notes after each validation; kept with the state
-        self.epochs_saved = 0  # how many the last state holds
         self.item_embedding_file = config["item_embedding_file"]
         self._train_data, self._frozen = None, False
         self._save_last = True
@@ -193,6 +192,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
             return
         path = Path(self.saved_model_file)
         with lock_file(path.with_name(f".{path.name}.lock"), f"the run of [{path}]"):
+            for file in (path, self.last_model_file):
+                remove_parts(file)
             yield
 
     def save_last_checkpoint(self, epoch: int) -> None:
@@ -215,7 +216,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "random_state": random_state(self._train_data),
         }
         save_checkpoint(state, self.last_model_file)
-        self.epochs_saved = epoch + 1
 
     def resume_checkpoint(self, resume_file) -> None:
         """Continue from a checkpoint; from a ``-last.pth`` file the run goes on as if it had never stopped.
@@ -240,7 +240,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
         check_resumable(checkpoint, resume_file)
         self.saved_model_file = best_file_of(resume_file)
         self.start_epoch = checkpoint["epoch"] + 1
-        self.epochs_saved = self.start_epoch if "random_state" in checkpoint else 0
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]
         load_weights(self.model, checkpoint, resume_file)

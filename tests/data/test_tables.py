@@ -86,7 +86,7 @@ def test_recbole_reads_back_every_id_and_time():
     assert found["when"].tolist() == (expected["when"].astype("int64") / 10**9).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 def test_an_escaped_token_comes_back_and_pandas_reads_it_as_it_stands(token):
     safe = escape_token(token)

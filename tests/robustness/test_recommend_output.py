@@ -151,7 +151,8 @@ def test_a_killed_process_leaves_the_old_file(checkpoint, histories, sign):
     code = (
         "import time; from recbole_diffusion.recommend import __main__ as m, job; job.PART = 16\n"
         "write = job.PartialOutput.write\n"
-        "def slow(self, text): time.sleep(0.02); write(self, text)\n"
+        # After the first part it waits for the signal, which else might fall where a file is being replaced.
+        "def slow(self, text): time.sleep(0.02 if self.records < 20 else 60); write(self, text)\n"
         "job.PartialOutput.write = slow; m.main()"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, "--model_file", checkpoint, "--input", "in.jsonl"]

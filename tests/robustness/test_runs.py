@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
-from recbole_diffusion.compat.files import lock_file, locked, whole_file
+from recbole_diffusion.compat.files import lock_file, locked, remove_parts, whole_file
 from recbole_diffusion.quick_start import build_config, prepare_training, run
 
 from ..conftest import ROOT, TINY
@@ -128,6 +128,31 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
 
 
 # ---------------------------------------------------------------- cut
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_path):
+    own = [".run[1].pth.0123abcd", ".run[1].pth.ffffffff"]
+    others = [
+        "run[1].pth",
+        ".run[1].pth.lock",
+        ".run[1]-last.pth.0123abcd",
+        ".run1.pth.0123abcd",
+        ".run[1].pth.0123abcdef",
+    ]
+    for name in own + others:
+        (tmp_path / name).touch()
+    remove_parts(tmp_path / "run[1].pth")
+    assert {path.name for path in tmp_path.iterdir()} == {*others}
+
+
+def test_a_run_removes_what_was_left_of_its_own_files():
+    trainer, *data = prepare(epochs=1)
+    for name in (trainer.saved_model_file, trainer.last_model_file):
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(f".{path.name}.0123abcd").touch()
+    trainer.fit(*data[:2])
+    assert not list(Path("saved").glob(".*"))
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
