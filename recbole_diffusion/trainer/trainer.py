@@ -182,7 +182,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
 
     @contextmanager
     def _alone(self):
-        """Hold the run's files for this process.
+        """Hold the run's files for this process, and remove what a killed one left half written.
 
         Raises ValueError where another process trains the same run, and OSError, before the first epoch rather than
         after it, where nothing can be written.
