@@ -212,6 +212,13 @@ class Evaluation:
         """Mean of the generated embeddings over the model's own seeds, [U, D]."""
         return self.x_start[: len(self.own_seeds)].mean(0)
 
+    def add_seen(self, scores: Tensor, rows: slice) -> Tensor:
+        """Add to scores [..., B, n_items] of some rows, in place, what ``seen_items`` adds before the model ranks."""
+        seen = self.model.seen_when_ranking(self.batch(rows))
+        if seen is not None:
+            seen.add_to(scores)
+        return scores
+
     @cached_property
     @torch.no_grad()
     def seed_ranking(self) -> SeedRanking:
@@ -224,7 +231,7 @@ class Evaluation:
         for rows in self.batches(len(seeds)):
             target = self.target[rows]
             x_start = self.x_start[:, rows].to(self.config["device"])
-            p = self.model.item_scores(x_start).softmax(-1)
+            p = self.add_seen(self.model.item_scores(x_start), rows).softmax(-1)
             top = p.topk(k).indices.cpu()
             mean, std = seed_average(lambda part, p=p: p, seeds, return_std=True)
             average_top = mean.topk(k).indices

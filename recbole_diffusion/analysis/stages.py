@@ -97,7 +97,8 @@ def stages(evaluation: Evaluation) -> Section:
             found = start_predictions(model, evaluation.batch(rows), seed)
             scores = [model.item_scores(x_start) for x_start in found.values()]
             change.append(torch.stack([avg_change(best_scores(evaluation, part)).cpu() for part in scores]))
-            top = [part.topk(min(K, evaluation.n_items - 1)).indices.cpu() for part in scores]
+            k = min(K, evaluation.n_items - 1)
+            top = [evaluation.add_seen(part, rows).topk(k).indices.cpu() for part in scores]
             gain.append(ndcg(place_of(torch.stack(top), evaluation.target[rows])))
     change, steps = torch.cat(change, 1).numpy(), list(found)
     table = pd.DataFrame(

@@ -246,6 +246,16 @@ def test_stages_end_at_what_the_model_generates(report, evaluation):
     assert report.stages["avg_change@40"].iloc[0] == pytest.approx(change.mean().item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("seen_items", ["excluded", "learned"])
+def test_stages_and_seeds_rank_as_the_model_does_with_its_seen_items(tmp_path, seen_items):
+    settings = {"seen_items": seen_items, "num_steps": 4, "inference_seeds": [1], "valid_sampling_steps": 4}
+    it = train(tmp_path, "DiffuRec", **settings)
+    page = analyse(it.file, tmp_path / "out", ["stages", "diversity"], ALL, config_dict=DATA)
+    stages, seeds = (pd.read_csv(page.parent / f"{name}.csv") for name in ("stages", "diversity"))
+    assert stages["ndcg@10"].iloc[-1] == pytest.approx(it.metrics["ndcg@10"], abs=1e-6)
+    assert seeds.set_index("seed").loc["1", "ndcg@10"] == pytest.approx(it.metrics["ndcg@10"], abs=1e-6)
+
+
 def test_more_seeds_are_averaged_in_groups(report, evaluation, by_seed, trained):
     seeds = evaluation.seeds
     assert seeds[:2] == [7, 3] and sorted(seeds) == list(range(20))
