@@ -33,7 +33,6 @@ class ADRec(DiffusionRecommender):
     """
 
     dataset_class = UserSequenceDataset
-    random_inference = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -110,7 +110,7 @@ class CDDRec(DiffusionRecommender):
             loss = loss + self.lambda_augmented * self.cross_divergence(mu[:, n_real:], x_hat[:, n_real:], *of_view)
         self.record_step_losses(self.steps, loss)
         seen = self.seen_items.at_every_position(item_seq, n)
-        return (loss / (self.steps + 1)).sum() + self.seen_loss(self.compared(mu[0, :n_real]), target, seen)
+        return (loss / (self.steps + 1)).sum() + self.seen_loss(self.query(mu[0, :n_real]), target, seen)
 
     def cross_divergence(self, mu: Tensor, x_hat: Tensor, x: Tensor, x_negative: Tensor, unseen: Tensor) -> Tensor:
         """L_cd of each step (Eq. 5) [T]: the prediction is close to the target, and far from an item never seen.
@@ -147,13 +147,20 @@ class CDDRec(DiffusionRecommender):
 
     # ------------------------------------------------------------------ inference
 
-    def output_layer(self) -> tuple[Tensor, None]:
+    def query(self, x: Tensor) -> Tensor:
+        """What ranking multiplies the compared items by: x, or where cosines are compared x at length 1 / temperature.
+
+        Cosines span 2 alone: as they are, a softmax over many items could not hear them beside a learned seen value.
+        """
+        return x if self.similarity == "dot" else self.compared(x) / self.temperature
+
+    def output_layer(self, items: slice = slice(None)) -> tuple[Tensor, None]:
         """The item embeddings, as they are compared."""
-        return self.compared(self.item_embedding.weight), None
+        return self.compared(self.item_embedding.weight[items]), None
 
     def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
-        """Inner products or cosines with x_start [..., D]: [..., n_items]."""
-        return super().item_scores(self.compared(x_start), items)
+        """Inner products with x_start [..., D], or cosines over the temperature: [..., n_items]."""
+        return super().item_scores(self.query(x_start), items)
 
     def decode_last(self, interaction, steps: Tensor) -> Tensor:
         """mu(e_s, t) of some steps [S] at the last position (Eq. 3): [S, B, D]."""

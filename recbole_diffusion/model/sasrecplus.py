@@ -16,7 +16,7 @@ class SASRecPlus(SequenceRecommender):
     Wang-Cheng Kang, Julian McAuley: "Self-Attentive Sequential Recommendation", ICDM 2018. Anton Klenitskiy,
     Alexey Vasilev: "Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?", RecSys 2023: section 3 shows
     what the loss is worth. Unlike the former's, the blocks normalise after each residual, as RecBole's do
-    (``norm_first``: before), and positions count from the start of the history.
+    (``norm_first``: before); positions count from the end of the history, as in its public code (``positions_from``).
     """
 
     dataset_class = UserSequenceDataset

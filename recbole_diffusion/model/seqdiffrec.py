@@ -123,9 +123,9 @@ class SeqDiffRec(DiffusionRecommender):
         h = h + y + (z if isinstance(z, float) else z[layout.rows])
         return self.encoder(self.dropout(self.norm(h)), layout, last_only=True)
 
-    def output_layer(self) -> tuple[Tensor, Tensor]:
+    def output_layer(self, items: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """W [n_items, D] and b [n_items] of p(v | h^0) = softmax(W h^0 + b) (Eq. 8)."""
-        return self.output.weight, self.output.bias
+        return self.output.weight[items], self.output.bias[items]
 
     # ------------------------------------------------------------------ training
 
@@ -140,7 +140,8 @@ class SeqDiffRec(DiffusionRecommender):
         x_start = self.denoise(h_n, self.positions(layout), t, layout)
         mse = self.mse_loss(h[layout.last], x_start)
         self.record_step_losses(t, mse)
-        return (weight * mse + self.rec_loss(x_start, target, self.seen(interaction))).mean()
+        rec = self.item_cross_entropy(x_start, target, self.seen(interaction))  # L_rec (Eq. 8, Eq. 13)
+        return (weight * mse + rec).mean()
 
     def mse_loss(self, h: Tensor, x_start: Tensor) -> Tensor:
         """L_n = ||h_T^0 - f||^2, [B, D] to [B] (Eq. 17).
@@ -149,10 +150,6 @@ class SeqDiffRec(DiffusionRecommender):
         """
         square = (h - x_start).square()
         return square.sum(dim=-1) if self.mse_reduction == "sum" else square.mean(dim=-1)
-
-    def rec_loss(self, x_start: Tensor, target: Tensor, seen: Seen | None = None) -> Tensor:
-        """L_rec = -log p(v_T | h_T^0) over all items but the padding (Eq. 8, Eq. 13): [B, D], [B] to [B]."""
-        return self.item_cross_entropy(x_start, target, seen)
 
     # ------------------------------------------------------------------ inference
 

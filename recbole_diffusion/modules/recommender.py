@@ -106,9 +106,9 @@ class SequenceRecommender(SequentialRecommender):
         """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""
         return TokenLayout(item_seq_len, length, self.ragged)
 
-    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+    def output_layer(self, items: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Weight [n_items, D] and bias [n_items] (or None) that score items: the embeddings, unless a paper differs."""
-        return self.item_embedding.weight, None
+        return self.item_embedding.weight[items], None
 
     def seen(self, interaction) -> Seen | None:
         """What ``seen_items`` adds to the logits of the item after each history; None where nothing is added."""
@@ -159,8 +159,7 @@ class SequenceRecommender(SequentialRecommender):
 
         Padding gets minus infinity.
         """
-        weight, bias = self.output_layer()
-        scores = F.linear(x_start, weight[items], None if bias is None else bias[items]).float()
+        scores = F.linear(x_start, *self.output_layer(items)).float()
         if not items.start:
             scores[..., 0] = -torch.inf
         return scores

@@ -40,7 +40,7 @@ class SeenItems(nn.Module):
     ``candidates``: nothing is added to their logits. ``learned``: a value that is learnt with the model, by how long
     ago the item was last seen, in ``n_buckets`` ranges that double in width (0; 1, 2; 3 to 6; ..; the last has no end);
     with one range it is the same for the whole history. It falls where nobody comes back and rises where people do.
-    ``excluded``: minus infinity, so that they are no candidates. The history is what the model reads of it.
+    ``excluded``: minus infinity, so that they are no candidates. The history is what the data loader gives of it.
 
     Raises ValueError for another name.
     """

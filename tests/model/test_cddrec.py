@@ -353,18 +353,28 @@ def test_the_augmented_view_has_a_divergence_of_its_own(monkeypatch, divergence,
 @pytest.mark.parametrize("similarity", ["dot", "cosine", "mixed"])
 @pytest.mark.parametrize("seeds", [[1], [1, 2]])
 def test_items_are_ranked_by_the_similarity(similarity, seeds):
-    it = make(similarity=similarity, inference_seeds=seeds)
+    it = make(similarity=similarity, inference_seeds=seeds, temperature=0.4)
     model, interaction = it.model.eval(), batch_of(it.test, 6)
     with torch.no_grad():
         x_start, items = model.sample_start(interaction, seeds)[0], model.item_embedding.weight[1:]
-        expected = (x_start @ items.T) if similarity == "dot" else unit(x_start) @ unit(items).T
+        expected = (x_start @ items.T) if similarity == "dot" else unit(x_start) @ unit(items).T / 0.4
         if len(seeds) > 1:
             expected = expected.softmax(1)
         scores = model.full_sort_predict(interaction)
         torch.testing.assert_close(scores[:, 1:], expected, rtol=1e-4, atol=1e-6)
         best, found = model.topk(interaction, 5)
     torch.testing.assert_close(best, scores.gather(1, found))
-    assert similarity == "dot" or len(seeds) > 1 or (scores[:, 1:].abs() <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_seen_values_are_learned_beside_the_scores_that_rank(monkeypatch, similarity):
+    it = make(similarity=similarity, seen_items="learned")
+    model, interaction, logits = it.model.eval(), batch_of(it.test, 6), []
+    keep = lambda x, weight, *_: logits.append(x @ weight.T) or x.new_zeros(len(x))  # noqa: E731
+    monkeypatch.setattr(model, "_cross_entropy", keep)
+    model.calculate_loss(interaction)
+    last = interaction["item_length"].cumsum(0) - 1
+    torch.testing.assert_close(logits[0][last, 1:], model.full_sort_predict(interaction)[:, 1:])
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
