@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from recbole_diffusion.compat.files import checksum
 from recbole_diffusion.config.checks import check_number
@@ -30,9 +31,11 @@ def recommend_for(args: argparse.Namespace) -> None:
         A flag is out of range, a line cannot be used, or a file is missing.
     """
     _check(args)
+    data = {"trust_pickles": args.trust_pickles}
+    if args.data_path:
+        data["data_path"] = os.path.abspath(args.data_path)  # a worker may be in another folder
     if args.input and _is_parquet(args.input):
-        return _recommend_parquet(args)
-    data = {"trust_pickles": args.trust_pickles, **({"data_path": args.data_path} if args.data_path else {})}
+        return _recommend_parquet(args, data)
     start, recommender = time.perf_counter(), Recommender(args.model_file, args.inference_seeds, data)
     with _histories(recommender, args) as lines:
         done = _write(recommender, lines, args)
@@ -68,14 +71,14 @@ def _is_parquet(pattern: str) -> bool:
     return pattern.endswith((".parquet", ".pq")) or Path(pattern).is_dir()
 
 
-def _recommend_parquet(args: argparse.Namespace) -> None:
+def _recommend_parquet(args: argparse.Namespace, data: dict[str, Any]) -> None:
     """Part by part to files of a folder."""
     if not args.output:
         raise ValueError("output [None] must be a folder for Parquet: say --output.")
     from recbole_diffusion.recommend.parquet import Options, recommend_parquet
 
     options = Options(
-        args.model_file, args.topk, args.exclude_seen, args.inference_seeds, args.keep_going, args.batch_size
+        args.model_file, args.topk, args.exclude_seen, args.inference_seeds, args.keep_going, args.batch_size, data
     )
     start, rows, peak, parts = time.perf_counter(), 0, 0.0, (0, 0)
     cluster = (args.engine, args.address, args.workers, args.num_gpus)
@@ -93,7 +96,13 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("topk", "batch_size", "workers"):
         if getattr(args, name) is not None:
             check_number(vars(args), name, Integral, 1)
+    if args.engine == "local":
+        for name in ("address", "workers", "num_gpus"):
+            if getattr(args, name):
+                raise ValueError(f"{name} [{getattr(args, name)}] is for Ray: say --engine=ray.")
     if args.input and _is_parquet(args.input):
+        if args.format:
+            raise ValueError(f"format [{args.format}] cannot be had from Parquet files, which give Parquet files.")
         return
     if args.engine != "local":
         raise ValueError(f"engine [{args.engine}] works off Parquet files: --input='*.parquet'.")

@@ -40,14 +40,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Options:
-    """What the results depend on."""
+    """What the results depend on, and how the work is done."""
 
     model_file: str
     k: int = 10
     exclude_seen: bool = False
     inference_seeds: Any = None
     keep_going: bool = False
+    # On these no result depends.
     batch_size: int | None = None
+    config_dict: dict[str, Any] | None = None  # as `Recommender`'s: where the dataset is
+
+
+def load(options: Options) -> Recommender:
+    """The model that recommends."""
+    return Recommender(options.model_file, options.inference_seeds, options.config_dict)
 
 
 def find_parts(pattern: str, folder: str | Path) -> list[Part]:
@@ -134,7 +141,7 @@ def recommend_parquet(
     options = Options(**{**asdict(options), "model_file": str(Path(options.model_file).resolve())})
     missing = [part for part in parts if not Path(part.output).exists()]
     if engine == "local":
-        recommender = Recommender(options.model_file, options.inference_seeds)
+        recommender = load(options)
         _claim(folder, options)
         results = ((recommend_part(recommender, part, options), _peak()) for part in missing)
     else:
@@ -153,7 +160,7 @@ def _claim(folder: Path, options: Options) -> None:
     if not model.is_file():
         raise FileNotFoundError(f"model_file [{model}] does not exist.")
     about = {**asdict(options), "model_file": checksum(model)}
-    about.pop("batch_size")  # on which no result depends
+    del about["batch_size"], about["config_dict"]
     file = folder / ABOUT
     if file.exists():
         if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(about)):
@@ -178,7 +185,7 @@ class PartWorker:
 
         torch.set_num_threads(1)  # the cores are for as many actors
         self.options = Options(**options)
-        self.recommender = Recommender(self.options.model_file, self.options.inference_seeds)
+        self.recommender = load(self.options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         parts = [Part(*row) for row in zip(batch["file"], map(int, batch["group"]), batch["output"], strict=True)]

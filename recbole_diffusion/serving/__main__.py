@@ -54,9 +54,11 @@ def export(args: argparse.Namespace) -> None:
     """Write the folder, compare it with the model, and say how far they agree."""
     import numpy as np
 
-    from recbole_diffusion.serving.item_index import build_index
+    from recbole_diffusion.serving.item_index import build_index, require_faiss
     from recbole_diffusion.serving.onnx_export import CHECKED_TOP, CHECKED_USERS, export_onnx, random_histories
 
+    if args.index:
+        require_faiss()  # before anything is written
     data = {"data_path": args.data_path} if args.data_path else None
     made = export_onnx(args.model_file, args.output, args.inference_seeds, data)
     same, seeds = made["same_top"], made["inference_seeds"]

@@ -24,8 +24,7 @@ def build_index(items: np.ndarray, queries: np.ndarray, file: str | Path) -> dic
 
     Raises ImportError where faiss is missing.
     """
-    if find_spec("faiss") is None:
-        raise ImportError("an index needs faiss: pip install 'recbole-diffusion[faiss]'")
+    require_faiss()
     import faiss
 
     items, queries = (np.ascontiguousarray(part, dtype=np.float32) for part in (items, queries))
@@ -41,17 +40,22 @@ def build_index(items: np.ndarray, queries: np.ndarray, file: str | Path) -> dic
         index.train(items[1:] if len(items) < 64 * cells else items[draw.choice(numbers, 64 * cells, replace=False)])
         index.add_with_ids(items[1:], numbers)
         index.nprobe = 1
-        while index.nprobe < cells:
-            found, speed = _search(index, queries, k)
-            if _recall(found, truth) >= WANTED_RECALL:
-                break
+        found, speed = _search(index, queries, k)
+        while index.nprobe < cells and _recall(found, truth) < WANTED_RECALL:
             index.nprobe = min(2 * index.nprobe, cells)
+            found, speed = _search(index, queries, k)
         kind = f"{cells} cells, {index.nprobe} looked into"
     temporary = Path(file).with_name(f".{Path(file).name}")
     faiss.write_index(index, str(temporary))
     os.replace(temporary, file)
     recall = _recall(found, truth)
     return {"kind": kind, "recall": recall, "users_per_second": speed, "exact_users_per_second": exact_speed}
+
+
+def require_faiss() -> None:
+    """Raise ImportError where faiss is missing."""
+    if find_spec("faiss") is None:
+        raise ImportError("an index needs faiss: pip install 'recbole-diffusion[faiss]'")
 
 
 def _search(index, queries: np.ndarray, k: int) -> tuple[np.ndarray, float]:

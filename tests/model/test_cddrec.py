@@ -370,7 +370,11 @@ def test_items_are_ranked_by_the_similarity(similarity, seeds):
 def test_seen_values_are_learned_beside_the_scores_that_rank(monkeypatch, similarity):
     it = make(similarity=similarity, seen_items="learned")
     model, interaction, logits = it.model.eval(), batch_of(it.test, 6), []
-    keep = lambda x, weight, *_: logits.append(x @ weight.T) or x.new_zeros(len(x))  # noqa: E731
+
+    def keep(x, weight, *_):
+        logits.append(x @ weight.T)
+        return x.new_zeros(len(x))
+
     monkeypatch.setattr(model, "_cross_entropy", keep)
     model.calculate_loss(interaction)
     last = interaction["item_length"].cumsum(0) - 1

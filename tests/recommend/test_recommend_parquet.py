@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recbole.quick_start import run_recbole
 
 from recbole_diffusion.quick_start import run
 from recbole_diffusion.recommend import Recommender, parquet
@@ -63,6 +64,19 @@ def test_parts_are_recommended_for_in_one_process(checkpoint, histories, capsys)
     assert "4 of 4 parts" in capsys.readouterr().out
 
 
+def test_a_checkpoint_without_tokens_is_told_where_its_dataset_lies(checkpoint, histories):
+    own = {"state": "ERROR", "epochs": 1, "train_neg_sample_args": None, "hidden_size": 16, "data_path": "dataset"}
+    Path("dataset").symlink_to(ROOT / "dataset")
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    run_recbole("GRU4Rec", "markov-toy", config_dict={**own, **columns, "checkpoint_dir": "gru"})
+    [file] = Path("gru").glob("*.pth")
+    Path("dataset").rename("elsewhere")
+    with pytest.raises(SystemExit, match="data_path"):
+        call(str(file))
+    call(str(file), "--data_path=elsewhere")
+    assert len(list(Path("out").glob("*.parquet"))) == 4
+
+
 def test_a_run_that_was_cut_goes_on_with_what_is_missing(checkpoint, histories, monkeypatch, capsys):
     done, recommend_part = [], parquet.recommend_part
 
@@ -110,6 +124,9 @@ def test_bad_input_is_named_in_one_line(checkpoint, histories):
         (["--input=broken.parquet", "--output=out"], "no Parquet"),
         (["--input=in-0.parquet"], "--output"),
         (["--history=1", "--engine=ray"], "engine"),
+        (["--history=1", "--workers=2"], r"workers \[2\] is for Ray"),
+        (["--input=in-0.parquet", "--output=out", "--address=auto"], r"address \[auto\] is for Ray"),
+        (["--input=in-0.parquet", "--output=out", "--format=csv"], r"format \[csv\]"),
         (["--input=in-0.parquet", "--output=.", "--engine=local"], "is not empty"),
     ]:
         with pytest.raises(SystemExit, match=message):

@@ -95,6 +95,18 @@ def test_a_large_catalogue_gets_cells_and_the_recall_asked_for(tmp_path, monkeyp
     made = item_index.build_index(items, items[1:101] + 0.1, tmp_path / "items.faiss")
     assert "cells" in made["kind"] and made["recall"] >= 0.95 and made["users_per_second"] > 0
     assert [path.name for path in tmp_path.glob("*.faiss")] == ["items.faiss"]
+    monkeypatch.setattr(item_index, "WANTED_RECALL", 1.1)  # not even all cells have it
+    made = item_index.build_index(items, draw.normal(size=(1000, 16)), tmp_path / "items.faiss")
+    assert made["kind"] == "282 cells, 282 looked into" and made["recall"] == 1
+
+
+def test_a_missing_faiss_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    from recbole_diffusion.serving import item_index
+
+    monkeypatch.setattr(item_index, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="needs faiss"):
+        main(["--model_file", train("SASRecPlus"), "--output", "served", "--index=faiss"])
+    assert not (tmp_path / "served").exists()
 
 
 def test_what_cannot_be_served_is_named_in_one_line(tmp_path):
