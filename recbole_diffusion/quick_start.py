@@ -182,9 +182,9 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     """
     if model is not None:
         check_model_name(model)
-    for path in config_file_list or []:
-        read_yaml(path)
-    config_dict = {"paper_protocol": True, **(config_dict or {})}
+    config_dict = dict(config_dict or {})
+    if not any("paper_protocol" in read_yaml(path) for path in config_file_list or []):
+        config_dict.setdefault("paper_protocol", True)
     table = dataset or config_dict.get("dataset")
     is_table = table is not None and kind_of(table)
     config = Config(model, cache_name(table) if is_table else dataset, list(config_file_list or []), config_dict)

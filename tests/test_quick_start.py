@@ -107,6 +107,13 @@ def test_a_file_of_no_parameters_is_named(tmp_path, text):
         build_config("DiffuRec", "markov-toy", ["some.yaml"])
 
 
+def test_a_config_file_may_decline_the_papers_protocol(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("paper_protocol: False\ntrain_neg_sample_args: ~\n")
+    assert build_config("SASRec", "markov-toy", [file])["valid_metric"] == "MRR@10"
+    assert build_config("SASRec", "markov-toy", [file], {"paper_protocol": True})["valid_metric"] == "NDCG@10"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_warned_of(recwarn):
     with pytest.warns(UserWarning, match=r"gpu_id \[7\] is no GPU that PyTorch sees: this runs on the CPU"):

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole.config import Config
 
+from recbole_diffusion.compat.files import lock_file
 from recbole_diffusion.config.checks import check_choice, check_number
 from recbole_diffusion.config.keys import MACHINE_KEYS
 from recbole_diffusion.experiments.hyperopt_search import search_with_hyperopt
@@ -68,14 +69,16 @@ def search(
     Raises
     ------
     ValueError, FileNotFoundError
-        An option, a line of the params file or a parameter is out of range; the output belongs to another search;
-        every trial failed; or a file is missing.
+        An option, a line of the params file or a parameter is out of range; the output belongs to another search, or
+        another process is at it; every trial failed; or a file is missing.
     """
     with own_process_state():
         plan = _plan(model, dataset, params_file, tool, config_file_list, config_dict or {}, output_file, options)
         _claim_output(plan)
         _require_data(plan.config)
-    trials = TOOLS[plan.tool](plan)
+    # A second process would propose the same trials, in the same folders.
+    with lock_file(plan.file(".lock"), f"output_file [{plan.output}]"):
+        trials = TOOLS[plan.tool](plan)
     best = best_trial(trials, plan.config["valid_metric_bigger"])
     best_file = write_results(plan, trials, best)
     if display_file:
@@ -113,7 +116,8 @@ def _default_space(model: str) -> Path:
 
 def _shared_parameters(config: Config) -> dict[str, Any]:
     """What a trial in another process and folder needs: every parameter as a value, and no relative path."""
-    shared = {key: value for key, value in config.external_config_dict.items() if key != "paper_protocol"}
+    # The papers' protocol is what every trial has unless it is told otherwise.
+    shared = {key: value for key, value in config.external_config_dict.items() if (key, value) != ("paper_protocol", True)}
     files = {key: value for key, value in shared.items() if key.endswith(("_path", "_file")) and value}
     paths = {key: os.path.abspath(value) for key, value in files.items()}
     data_path = str(Path(config["data_path"]).absolute().parent)  # RecBole adds the dataset's name

@@ -27,6 +27,8 @@ def search_with_hyperopt(search: Search) -> list[Trial]:
         if trial is None:
             try:
                 trial = run_trial(search.shared, params, search.file(".running"))
+            except OSError:
+                raise
             except Exception as error:  # RecBole's models raise what they like: the other trials go on
                 trial = failed_trial(params, error_line(error))
             journal.add(trial)

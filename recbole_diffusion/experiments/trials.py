@@ -61,9 +61,9 @@ def run_trial(
             config = build_config(None, None, None, {**shared, **params})
             run = run_or_resume(config, folder, after_epoch)
         if run["best_valid_score"] is None:
-            raise ValueError(f"no validation took place: epochs is {run['epochs']}, eval_step is larger or 0")
-    except KeyboardInterrupt:
-        raise  # the next call goes on from here
+            raise ValueError(f"no validation took place: epochs is {run['epochs']}, or eval_step 0")
+    except (KeyboardInterrupt, OSError):
+        raise  # the next call goes on from here: a full disk is no property of the parameters
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

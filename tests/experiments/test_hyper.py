@@ -240,6 +240,51 @@ def test_a_trial_that_was_killed_goes_on_from_its_last_epoch(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def scored(monkeypatch, score_of):
+    """Let a function of its Config stand for the training of every trial."""
+
+    def train(config, folder, after_epoch=None):
+        result = {"best_valid_score": score_of(config), "best_valid_result": {"x": 0.0}, "test_result": {"x": 0.0}}
+        return {**result, "test_results": None, "epochs": 1, "seconds": 1.0, "test_seconds": 0.5, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(trials, "run_or_resume", train)
+
+
+def test_a_search_that_another_process_is_at_is_left_alone(monkeypatch):
+    calls = []
+
+    def score_of(config):
+        calls.append(config["learning_rate"])
+        if len(calls) == 1:
+            with pytest.raises(ValueError, match=r"output_file \[x\] is being written by another process"):
+                toy_search(output_file="x")
+        return config["learning_rate"]
+
+    scored(monkeypatch, score_of)
+    found = toy_search(output_file="x")
+    assert len(found["trials"]) == 4 and all("error" not in trial for trial in found["trials"])
+
+
+def test_what_is_no_fault_of_the_parameters_is_tried_again(monkeypatch):
+    def fails(config):
+        raise OSError("no space left")
+
+    scored(monkeypatch, fails)
+    with pytest.raises(OSError, match="no space left"):
+        toy_search(output_file="x")
+    scored(monkeypatch, lambda config: config["learning_rate"])
+    assert all("error" not in trial for trial in toy_search(output_file="x")["trials"])
+
+
+def test_trials_follow_the_protocol_that_the_search_was_asked_for(monkeypatch):
+    for protocol, metric in ((False, "mrr@10"), (True, "ndcg@10")):
+        scored(monkeypatch, lambda config, metric=metric: float(config["valid_metric"].lower() == metric))
+        asked = {"paper_protocol": protocol, "data_path": str(ROOT / "dataset"), "train_neg_sample_args": None}
+        space = write("learning_rate choice [0.01]\n")
+        found = search("SASRec", "markov-toy", space, config_dict=asked, output_file=metric)
+        assert found["best_valid_score"] == 1.0
+
+
 def test_a_failed_trial_is_noted_and_passed_over():
     found = toy_search("hidden_size choice [32, 31]\n", output_file="x")
     assert found["best_params"]["hidden_size"] == 32 and len(found["trials"]) == 2
