@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import recbole
 import recbole.data.dataset
@@ -140,9 +141,14 @@ def _apply_per_model(config: Config, model: str) -> None:
         raise ValueError(f"per_model [{per_model}] must map the names of models to their keys and values.")
     for name in per_model:
         check_model_name(name)
+    config.per_model = per_model
+    config.external_config_dict.update(_said_for(config, model))
+
+
+def _said_for(config: Config, model: str) -> dict[str, Any]:
+    """What ``per_model`` says for a model, but for what the command line or ``config_dict`` say."""
     said = {**config.variable_config_dict, **config.cmd_config_dict}
-    own = per_model.get(model, {})
-    config.external_config_dict.update({key: value for key, value in own.items() if key not in said})
+    return {key: value for key, value in config.per_model.get(model, {}).items() if key not in said}
 
 
 def props_files(model: str, dataset: str) -> list[Path]:
@@ -177,8 +183,9 @@ def value_sources(config: Config, config_file_list: Sequence[str] = ()) -> dict[
 def pretraining_config(config: Config) -> Config:
     """The Config of the model that the key ``pretrain`` names, which trains first on the same data.
 
-    What this model reads, too, is as in ``config``, unless ``pretrain_config`` says otherwise, the user's above that of
-    the model's props. Its checkpoints lie in a folder of their own.
+    What this model reads, too, is as in ``config``, but for what ``per_model`` says for either, unless
+    ``pretrain_config`` says otherwise, the user's above that of the model's props. Its checkpoints lie in a folder of
+    their own.
 
     Raises
     ------
@@ -189,7 +196,9 @@ def pretraining_config(config: Config) -> Config:
     check_model_name(name)
     if not config["single_spec"]:
         raise ValueError(f"pretrain [{name}] must be null with nproc > 1: train it first, and name its checkpoint.")
-    user = config.external_config_dict
+    # As the user said for all models.
+    user = {**config.file_config_dict, **config.variable_config_dict, **config.cmd_config_dict}
+    user = {key: value for key, value in user.items() if key in config.external_config_dict}
     reads = {key for path in props_files(name, config["dataset"]) for key in read_yaml(path)} - START_KEYS
     reads |= {key for key in user if key in RUN or key not in KEYS} - {"save_dataloaders", "dataloaders_save_path"}
     values = {**config.internal_config_dict, **user}
@@ -198,7 +207,8 @@ def pretraining_config(config: Config) -> Config:
     own |= {key: config[key] for key in ("state", "show_progress")}  # which a program may have set since
     argv, sys.argv = sys.argv, sys.argv[:1]  # Config would put the command line, which is for this model, above all
     try:
-        differs = {**config.internal_config_dict["pretrain_config"], **config["pretrain_config"]}
+        differs = {**config.internal_config_dict["pretrain_config"], **_said_for(config, name)}
+        differs |= config.external_config_dict.get("pretrain_config") or {}
         return Config(name, config["dataset"], None, {**values, **differs, **own})
     finally:
         sys.argv = argv

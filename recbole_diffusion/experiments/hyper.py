@@ -117,7 +117,8 @@ def _default_space(model: str) -> Path:
 def _shared_parameters(config: Config) -> dict[str, Any]:
     """What a trial in another process and folder needs: every parameter as a value, and no relative path."""
     # The papers' protocol is what every trial has unless it is told otherwise.
-    shared = {key: value for key, value in config.external_config_dict.items() if (key, value) != ("paper_protocol", True)}
+    default = ("paper_protocol", True)
+    shared = {key: value for key, value in config.external_config_dict.items() if (key, value) != default}
     files = {key: value for key, value in shared.items() if key.endswith(("_path", "_file")) and value}
     paths = {key: os.path.abspath(value) for key, value in files.items()}
     data_path = str(Path(config["data_path"]).absolute().parent)  # RecBole adds the dataset's name

@@ -19,7 +19,6 @@ from recbole_diffusion.modules.layers import (
     sinusoidal_embedding,
 )
 from recbole_diffusion.modules.ragged import TokenLayout
-from recbole_diffusion.modules.seen import Seen
 
 
 class SeqDiffRec(DiffusionRecommender):

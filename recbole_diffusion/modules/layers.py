@@ -151,8 +151,8 @@ class PositionEmbedding(nn.Embedding):
     """A learned embedding of each token's place in its sequence, counted from its start, or from its end.
 
     RecBole counts from the start (``positions_from: start``). The public codes that pad on the left count from the end:
-    the last item then has one place, whatever the length, and where a history grows past those that were trained on, the
-    new place is its oldest item's.
+    the last item then has one place, whatever the length, and where a history is longer than all that were trained on,
+    the new place is its oldest item's.
     """
 
     def __init__(self, config):

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+import yaml
 from recbole.quick_start import run_recbole
 
 from recbole_diffusion import MODELS
@@ -160,6 +161,20 @@ def test_the_first_model_is_as_the_second_but_for_what_is_its_own():
 def test_what_the_first_model_is_told_stands_above_what_the_props_tell_it():
     first = pretraining_config(toy_config("ADRec", pretrain="SASRecPlus", pretrain_config={"initializer_range": 0.2}))
     assert (first["initializer"], first["initializer_range"]) == ("normal", 0.2)
+
+
+def test_a_config_file_tells_each_of_the_two_models_what_is_its_own(tmp_path):
+    file, own = tmp_path / "both.yaml", {"SASRecPlus": {"hidden_dropout_prob": 0.4, "initializer_range": 0.3}}
+    own["ADRec"] = {"learning_rate": 0.0007, "attn_dropout_prob": 0.2}
+    file.write_text(yaml.safe_dump({"learning_rate": 0.004, "weight_decay": 0.01, "per_model": own}))
+    keys = {"pretrain": "SASRecPlus", "weight_decay": 0.02}
+    second = build_config("ADRec", "markov-toy", [file], keys)
+    first = pretraining_config(second)
+    names = ("learning_rate", "hidden_dropout_prob", "attn_dropout_prob", "weight_decay")
+    assert [second[key] for key in names] == [0.0007, 0.1, 0.2, 0.02]
+    assert [first[key] for key in names] == [0.004, 0.4, 0.1, 0.02] and first["initializer_range"] == 0.3
+    told = build_config("ADRec", "markov-toy", [file], {**keys, "pretrain_config": {"initializer_range": 0.2}})
+    assert pretraining_config(told)["initializer_range"] == 0.2
 
 
 @pytest.mark.slow
