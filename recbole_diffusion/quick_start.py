@@ -22,7 +22,7 @@ from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_machine
 from recbole_diffusion.config.settings import result_settings, resume_settings, settings
 from recbole_diffusion.console import calm_screen, epoch_lines, show_run
-from recbole_diffusion.data.cache import cache_name, cache_table
+from recbole_diffusion.data.cache import cache_name, cache_table, table_options
 from recbole_diffusion.data.preparation import prepare_data
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
@@ -173,7 +173,7 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
 
     Where ``model`` or ``dataset`` is None, RecBole looks for them among the parameters. A ``dataset`` that is a table
     (``events.csv``) is converted into a folder under ``data_path`` and read from there; USER_ID_FIELD, ITEM_ID_FIELD
-    and TIME_FIELD name its columns.
+    and TIME_FIELD name its columns, ``encoding`` and ``field_separator`` say how it is read.
 
     Raises
     ------
@@ -182,15 +182,21 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
     """
     if model is not None:
         check_model_name(model)
-    config_dict = dict(config_dict or {})
-    if not any("paper_protocol" in read_yaml(path) for path in config_file_list or []):
+    config_dict, said = dict(config_dict or {}), {}
+    for path in config_file_list or []:
+        said |= read_yaml(path)
+    if "paper_protocol" not in said:
         config_dict.setdefault("paper_protocol", True)
     table = dataset or config_dict.get("dataset")
     is_table = table is not None and kind_of(table)
-    config = Config(model, cache_name(table) if is_table else dataset, list(config_file_list or []), config_dict)
+    if is_table:
+        options, converted = table_options({**said, **config_dict})
+        dataset = cache_name(table, **options)
+        config_dict |= converted
+    config = Config(model, dataset, list(config_file_list or []), config_dict)
     check_machine(config)
     if is_table:
-        cache_table(table, config)
+        cache_table(table, config, **options)
     return config
 
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole_diffusion.data.atomic import HEADER, write_atomic
 from recbole_diffusion.data.tables import open_table
 
 
-def cache_name(table: str | os.PathLike) -> str:
-    """Name of the dataset that a table is converted to: its own with a mark of its content.
+# RecBole's keys of how a file is read, with the option of a table that each is, and what the converted file has.
+READING = {"field_separator": ("separator", "\t"), "encoding": ("encoding", "utf-8")}
+
+
+def table_options(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How a table is read by what the user said, and the same keys for the file that it is converted to."""
+    given = {key: READING[key] for key in READING if said.get(key) is not None}
+    return {name: said[key] for key, (name, _) in given.items()}, {key: value for key, (_, value) in given.items()}
+
+
+def cache_name(table: str | os.PathLike, **options: Any) -> str:
+    """Name of the dataset that a table is converted to: its own with a mark of its content and how it is read.
 
     Raises
     ------
@@ -26,14 +38,16 @@ def cache_name(table: str | os.PathLike) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             mark.update(block)
+    if options:
+        mark.update(repr(sorted(options.items())).encode())
     return f"{re.sub('[^A-Za-z0-9_-]+', '-', path.name.split('.')[0])}-{mark.hexdigest()}"
 
 
-def cache_table(table: str | os.PathLike, config) -> None:
+def cache_table(table: str | os.PathLike, config, **options: Any) -> None:
     """Convert a table into the folder of a Config's dataset and say so; where that has been done, nothing.
 
     USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD name its columns. One that the user said must be there; for RecBole's
-    names, a usual one will do.
+    names, a usual one will do. ``options`` are those of ``table_options``.
     """
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     keys = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "time": "TIME_FIELD"}
@@ -43,7 +57,7 @@ def cache_table(table: str | os.PathLike, config) -> None:
         with file.open(encoding="utf-8") as lines:
             if lines.readline() == HEADER.format(*fields):
                 return
-    columns, said = open_table(table).columns, config.external_config_dict
+    columns, said = open_table(table, **options).columns, config.external_config_dict
     given = {role: name if keys[role] in said or name in columns else None for role, name in names.items()}
-    summary = write_atomic(table, file.parent, **given, fields=fields, overwrite=True)
+    summary = write_atomic(table, file.parent, **given, **options, fields=fields, overwrite=True)
     print(f"{summary}\nKept for the next time, as long as {table} stays as it is.")

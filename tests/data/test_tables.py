@@ -420,6 +420,20 @@ def test_the_keys_of_recbole_name_the_columns_of_a_table(capsys):
         build_config("DiffuRec", "nothing.csv", None, values)
 
 
+def test_the_keys_of_recbole_say_how_a_table_is_read(tmp_path):
+    rows = [f"ann{n % 8};café{n % 5}|;{n}\n" for n in range(80)]
+    (tmp_path / "events.csv").write_bytes("".join(["user;item;time\n", *rows]).encode("cp437"))
+    (tmp_path / "own.yaml").write_text("encoding: cp437\n")
+    values = {"data_path": "data", "state": "ERROR", "topk": [2], "valid_metric": "NDCG@2", "field_separator": ";"}
+    config = build_config("DiffuRec", tmp_path / "events.csv", [tmp_path / "own.yaml"], values)
+    assert (config["encoding"], config["field_separator"]) == ("utf-8", "\t")
+    found = prepare_data(config)[0].field2id_token["item_id"][1:]
+    assert sorted(found) == [f"café{n}|" for n in range(5)]
+    # Read otherwise it is another dataset.
+    other = build_config("DiffuRec", tmp_path / "events.csv", None, {**values, "encoding": "cp1252"})
+    assert other["dataset"] != config["dataset"]
+
+
 def test_names_of_files_say_their_kind():
     assert kind_of("a.b.csv.gz") == "csv" and kind_of("x.parquet") == "parquet" and kind_of("x.parquet.gz") is None
     assert kind_of("ml-1m") is None and kind_of("events.NDJSON") == "jsonl" and kind_of("amazon.v2") is None
