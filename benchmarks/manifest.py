@@ -18,7 +18,7 @@ from recbole_diffusion.config.keys import MACHINE_KEYS
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "benchmarks" / "manifest.yaml"
 RESULTS = ROOT / "results"
-PAPERS = RESULTS / "papers.csv"
+PAPERS = ROOT / "benchmarks" / "papers.csv"
 
 
 def slug(name: str) -> str:

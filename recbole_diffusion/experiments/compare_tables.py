@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +14,9 @@ from scipy.stats import sem, t, ttest_rel
 
 from recbole_diffusion.experiments.tables import Table, metric_cell, paper_cell
 from recbole_diffusion.protocols import PROTOCOLS
+from recbole_diffusion.registry import PROPS
 
-PAPERS = Path(__file__).parent.parent.parent / "results" / "papers.csv"
+PAPERS = PROPS.parent / "benchmarks" / "papers.csv"  # in a checkout as in a wheel
 NOT_AVAILABLE = "n/a"
 ROUNDING = 2e-6  # differences of metrics with six decimals that are equal but for it
 
@@ -114,9 +114,6 @@ def significance_table(runs: Values, metrics: list[str], baseline: str, words: s
 
 def paper_table(models: list[str], dataset: str, metrics: list[str]) -> Table | None:
     """What the papers report of these models on this dataset; None where there is nothing."""
-    if not PAPERS.is_file():
-        print("The papers' numbers are left out: results/papers.csv comes with a checkout alone.")
-        return None
     found: dict[tuple[str, str, str], dict[str, str]] = {}
     with PAPERS.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
@@ -127,12 +124,12 @@ def paper_table(models: list[str], dataset: str, metrics: list[str]) -> Table | 
                 key = (line["model"], line["paper"], line["table"])
                 found.setdefault(key, {})[_as_hit(line["metric"])] = value
     if not found:
-        print(f"results/papers.csv has no numbers of these models on {dataset}.")
+        print(f"benchmarks/papers.csv has no numbers of these models on {dataset}.")
         return None
     order = list(map(str.lower, models))
     keys = sorted(found, key=lambda key: order.index(key[0].partition(" (")[0].lower()))
     rows = [[*key, *(found[key].get(_as_hit(metric), "") for metric in metrics)] for key in keys]
-    text = "From results/papers.csv, under the papers' own settings."
+    text = "From benchmarks/papers.csv, under the papers' own settings."
     return Table(f"The papers' numbers on {dataset}", text, ["model", "paper", "table", *metrics], rows)
 
 

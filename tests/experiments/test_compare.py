@@ -187,7 +187,6 @@ def test_the_tables_hold_mean_deviation_and_test(capsys):
 
 def test_the_papers_numbers_stand_beside(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "PAPERS", tmp_path / "papers.csv")
-    assert module.paper_table(["SASRec"], "shop", ["hit@10"]) is None and "checkout" in capsys.readouterr().out
     lines = ["paper,table,dataset,model,metric,value,std"]
     lines += [
         "a,Table 1,shop,SASRec,HR@10,0.31,0.01",
