@@ -116,7 +116,7 @@ def fit_and_test(
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved yet."""
+    """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved or it need not be named."""
 
     def __init__(self, trainer: Trainer):
         last = getattr(trainer, "last_model_file", None)  # RecBole's own trainers keep nothing to go on from
@@ -138,7 +138,11 @@ def prepare_training(config: Config):
         first = pretraining_config(config)
         # Of another length it is another run: unlike that of a run that goes on, its end is what counts.
         first["resume"] = find_last_state(first["checkpoint_dir"], first, result_settings)
-        pretrained = train_and_test(first)["model_file"]
+        try:
+            pretrained = train_and_test(first)["model_file"]
+        except Interrupted as stop:
+            stop.resume = None  # its state is found again without being named, and is none of this model
+            raise
     init_seed(config["seed"], config["reproducibility"])
     logger = getLogger()
     if rank_and_world()[0] == 0:

@@ -11,7 +11,7 @@ from recbole.quick_start import run_recbole
 
 from recbole_diffusion import MODELS
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.quick_start import build_config, prepare_training, run, train_and_test
+from recbole_diffusion.quick_start import Interrupted, build_config, prepare_training, run, train_and_test
 from recbole_diffusion.registry import pretraining_config
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.embeddings import load_item_embeddings
@@ -199,6 +199,25 @@ def test_one_command_pretrains_and_goes_on(tmp_path, monkeypatch):
     stamp = first.stat().st_mtime_ns
     again = run("ADRec", "markov-toy", config_dict={**keys, "pretrain": "SASRecPlus", "epochs": 1, "seed": 2020})
     assert first.stat().st_mtime_ns == stamp and again["test_result"] == result["test_result"]
+
+
+@pytest.mark.slow
+def test_a_cut_in_the_first_training_names_no_file_for_the_second(tmp_path, monkeypatch):
+    keys = {"num_steps": 4, "limit_train_batches": 2, "checkpoint_dir": str(tmp_path), "pretrain": "SASRecPlus"}
+    config, steps, update = toy_config("ADRec", epochs=2, **keys), [], DiffusionTrainer._update
+
+    def cut(self, *args):
+        steps.append(self.config["model"])
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    monkeypatch.setattr(DiffusionTrainer, "_update", cut)
+    with pytest.raises(Interrupted, match=r"SASRecPlus-.*-last.pth holds the state after epoch 1\.") as stop:
+        train_and_test(config)
+    assert stop.value.resume is None
+    train_and_test(toy_config("ADRec", epochs=2, **keys))
+    assert steps == 5 * ["SASRecPlus"] + 4 * ["ADRec"]
 
 
 @pytest.mark.slow
