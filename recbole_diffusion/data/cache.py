@@ -12,7 +12,6 @@ from typing import Any
 from recbole_diffusion.data.atomic import HEADER, write_atomic
 from recbole_diffusion.data.tables import open_table
 
-
 # RecBole's keys of how a file is read, with the option of a table that each is, and what the converted file has.
 READING = {"field_separator": ("separator", "\t"), "encoding": ("encoding", "utf-8")}
 

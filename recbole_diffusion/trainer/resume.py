@@ -106,8 +106,15 @@ def load_same_keys(target: Any, state: Mapping[str, Any]) -> None:
 
 
 def load_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
-    """Load a schedule's state; a rate is that of its epoch now, which in a longer run may be another than was saved."""
-    load_same_keys(schedule, state)
+    """Load a schedule's state; a rate is that of its epoch now, which in a longer run may be another than was saved.
+
+    What else a state holds differs between versions of PyTorch, and is left as it is.
+    """
+    own = schedule.state_dict()
+    kept = {key: state[key] for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
+    if any(type(own[key]) is not type(kept[key]) for key in kept):
+        raise ValueError("other kinds")
+    schedule.load_state_dict({**own, **kept})
     parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
     for group, rate, factor in parts:
         group["lr"] = rate * factor(schedule.last_epoch)

@@ -26,15 +26,15 @@ TRAIN = f"""
 import sys; sys.argv = sys.argv[:1]
 from recbole_diffusion.quick_start import run
 
-settings = {{**{QUIET!r}, "resume": "auto", "epochs": 4, "limit_train_batches": 3}}
+settings = {{**{QUIET!r}, "resume": "auto", "epochs": 8, "limit_train_batches": 3}}
 found = run("DiffuRec", "markov-toy", config_dict=settings)
 print(found["model_file"])
 """
 
 
-def start(code: str = TRAIN) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+def start(code: str = TRAIN, cwd: Path | None = None) -> subprocess.Popen:
+    command, environment = [sys.executable, "-W", "ignore", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.PIPE, text=True)
 
 
 def prepare(**settings):
@@ -155,18 +155,18 @@ def test_a_run_removes_what_was_left_of_its_own_files():
     assert not list(Path("saved").glob(".*"))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_run_that_is_killed_ends_as_if_it_never_was(tmp_path, monkeypatch, sign, epochs):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    whole = start()
-    whole_file_name = whole.communicate()[0].split()[-1]
-    monkeypatch.chdir(tmp_path / "cut")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What the run that nobody cuts ends with."""
+    folder = tmp_path_factory.mktemp("whole")
+    return weights(folder / start(cwd=folder).communicate()[0].split()[-1])
+
+
+@pytest.mark.parametrize("sign, epochs", [("SIGKILL", 1), ("SIGKILL", 3), ("SIGTERM", 2), ("SIGINT", 1)])
+def test_a_run_that_is_killed_ends_as_if_it_never_was(whole, sign, epochs):
     process = start()
     while True:  # until that many epochs are on the disk
-        time.sleep(0.05)
+        time.sleep(0.02)
         assert process.poll() is None, "it ended before it was cut"
         last = [path for path in Path("saved").glob("*-last.pth")] if Path("saved").is_dir() else []
         try:
@@ -174,13 +174,13 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was(tmp_path, monkeypatch, sig
                 break
         except (FileNotFoundError, ValueError):
             continue
-    process.send_signal(sign)
+    process.send_signal(getattr(signal, sign))
     process.communicate()
     again = start()
     file = again.communicate()[0].split()[-1]
     assert again.returncode == 0
-    a, b = weights(tmp_path / "whole" / whole_file_name), weights(file)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    found = weights(file)
+    assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
     assert len(list(Path("saved").glob("*.pth"))) == 2 and not list(Path("saved").glob(".*.pth.????????"))
 
 
