@@ -261,9 +261,11 @@ def reproduce(args: argparse.Namespace) -> bool:
             break
         show(f"[{number}/{len(jobs)}] {job}")
         try:
-            done_before += (found := run(job, args, papers)) == IS_DONE
+            found = run(job, args, papers)
             show(f"  {found}")
-            write_page()
+            done_before += found == IS_DONE
+            if found != IS_DONE:
+                write_page()
         except Paused:
             show("  paused: the time is up")
             break

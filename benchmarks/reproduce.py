@@ -16,6 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +53,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         key, equals, value = item.partition("=")
         if not (key and equals):
             parser.error(f"cannot read --set [{item}]: write key=value")
-        args.settings[key] = read_value(value)
+        try:
+            args.settings[key] = read_value(value)
+        except yaml.YAMLError:
+            parser.error(f"cannot read --set [{item}]: its value is no YAML")
     minutes = float("inf") if args.minutes is None else args.minutes
     args.deadline = time.monotonic() + 60 * minutes
     return args
@@ -59,7 +64,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_value(text: str) -> Any:
     """A value as RecBole's config files have it."""
-    import yaml
     from recbole.config import Config
 
     return yaml.load(text, Loader=Config._build_yaml_loader(None))

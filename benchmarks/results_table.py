@@ -76,7 +76,7 @@ def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
         for tier in manifest.tiers
         for dataset in tier.datasets
     ]
-    known = {(row.name, part.dataset) for part in parts for row in part.tier.rows}
+    known = {(row.name, part.dataset) for part in parts for row in part.tier.rows if row.is_on(part.dataset)}
     unlisted = sorted({f"{run['name']} on {run['dataset']}" for key in found.keys() - known for run in found[key]})
     page = [HEAD]
     if any(run["set"] for runs in found.values() for run in runs):
@@ -91,7 +91,8 @@ def render(manifest: Manifest, results: Path, papers: Mapping) -> str:
 
 def rows_of(tier: Tier, dataset: str, found: Mapping) -> dict[str, list[dict[str, Any]]]:
     """The runs of a tier's rows on a dataset."""
-    return {row.name: found[row.name, dataset] for row in tier.rows if (row.name, dataset) in found}
+    rows = [row for row in tier.rows if row.is_on(dataset)]
+    return {row.name: found[row.name, dataset] for row in rows if (row.name, dataset) in found}
 
 
 def overview(parts: list[Part]) -> str:

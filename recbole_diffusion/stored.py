@@ -129,7 +129,7 @@ def _check_sizes(values: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
     widest = max((size for shape in shapes for size in shape), default=0)
     most_layers = max(len(shapes), MOST_LAYERS)
     for key, value in values.items():
-        if key in RUN and key != "MAX_ITEM_LIST_LENGTH" or key in ("logits_chunk", "n_sampled_items"):
+        if key in RUN and key != "MAX_ITEM_LIST_LENGTH" or key in ("logits_chunk", "n_sampled_items", "num_steps"):
             continue  # of no weight
         layers = key.startswith(("n_layer", "num_layer")) or "block" in key or key.endswith("_layers")
         numbers, most = list(_integers(value)), most_layers if layers else max(widest, ALWAYS_ALLOWED)

@@ -371,6 +371,7 @@ def test_what_a_search_found_stands_below_the_row_and_above_the_tiers_file(tmp_p
 def test_what_a_search_found_is_the_best_of_the_trials_that_are_published():
     """benchmarks/small/<Model>.yaml is the first line of results/search/<Model>-ml-100k.csv by validation."""
     files = sorted((ROOT / "benchmarks" / "small").glob("[A-Z]*.yaml"))
+    assert len(files) == 8
     for file in files:
         trials = pd.read_csv(ROOT / "results" / "search" / f"{file.stem}-ml-100k.csv")
         best = trials.loc[trials["best_valid_score"].idxmax()]
@@ -432,6 +433,12 @@ def test_a_row_that_cannot_be_read_is_refused(args, capsys):
     with pytest.raises(SystemExit):
         reproduce.parse_args(args)
     assert "--row" in capsys.readouterr().err
+
+
+def test_a_value_that_is_no_yaml_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.parse_args(["--set=a=[1", "--results=x"])
+    assert "cannot read --set [a=[1]: its value is no YAML" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -596,6 +603,9 @@ def test_notes_survive_and_runs_outside_the_manifest_are_named(tmp_path):
     assert "### DiffuRecSys V2\n\nReached, as the seed was lucky.\n" in text
     assert "left out: Gone on amazon-beauty" in text and "0 of 17 runs are done" in text
     assert text == rendered(tmp_path)
+    # A row that is planned elsewhere alone.
+    text = rendered(tmp_path, {**fake_run("SASRec", 1, 0.05), "dataset": "amazon-toys-games"})
+    assert "left out: Gone on amazon-beauty, SASRec on amazon-toys-games" in text and "0 of 16 runs are done" in text
 
 
 def test_cost_to_quality_is_where_the_curve_first_came_there():
