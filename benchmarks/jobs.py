@@ -37,7 +37,8 @@ from manifest import (
 from recbole.config import Config
 from results_table import render
 
-from recbole_diffusion.experiments.runs import Paused, record, run_or_resume, write_atomically
+from recbole_diffusion.compat.files import write_whole
+from recbole_diffusion.experiments.runs import Paused, record, run_or_resume
 
 IS_DONE = "is done"
 CURVE = ("epoch", "valid_score", "train_loss", "seconds", "cpu_seconds")
@@ -252,7 +253,7 @@ def reproduce(args: argparse.Namespace) -> bool:
     jobs = chosen_jobs(manifest, args)
 
     def write_page() -> None:
-        write_atomically(args.results / "README.md", render(manifest, args.results, papers))
+        write_whole(args.results / "README.md", render(manifest, args.results, papers))
 
     failed, done_before = [], 0
     for number, job in enumerate([] if args.render_only else jobs, start=1):

@@ -220,7 +220,9 @@ def user_tests(part: Part) -> str:
                 line.append("none")
                 continue
             low, high = paired_interval(*pairs[test])
-            p = f"p {corrected[test]:.2g}" if test in corrected else "no spread"
+            p = "no spread"
+            if test in corrected:
+                p = f"p {corrected[test]:.2g}" if corrected[test] else "p < 1e-300"  # less than a float can say
             line.append(f"{found[test][0]:+.4f} ({low:+.4f} to {high:+.4f}), {p}")
     tested = [line for line in cells.values() if set(line[1:]) != {"none"}]
     without = [line[0] for line in cells.values() if set(line[1:]) == {"none"}]

@@ -10,12 +10,14 @@ import argparse
 import ast
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import recbole_diffusion
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS
@@ -49,6 +51,14 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     argv = list(sys.argv[1:] if argv is None else argv)
     _check_repeated(parser, argv)
     return parser.parse_args(argv)
+
+
+def seeds_flag(text: str) -> Any:
+    """The type of a flag that takes seeds or their number, such as [1,2] or 10."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # which is then said to be wrong
 
 
 def _check_repeated(parser: argparse.ArgumentParser, argv: list[str]) -> None:

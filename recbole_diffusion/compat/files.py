@@ -37,6 +37,12 @@ def whole_file(path: str | os.PathLike, mode: str = "w", **options: Any) -> Iter
         part.unlink(missing_ok=True)
 
 
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write a text in UTF-8 as ``whole_file`` does."""
+    with whole_file(path, encoding="utf-8") as file:
+        file.write(text)
+
+
 def remove_parts(path: str | os.PathLike) -> None:
     """Remove what killed processes left of a file that ``whole_file`` writes; for the one process that may write it."""
     path = Path(os.path.realpath(path))

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole.config import Config
 
+from recbole_diffusion.compat.files import write_whole
 from recbole_diffusion.config.keys import MACHINE_KEYS
 from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.experiments.compare_tables import Runs, comparison_tables
@@ -20,7 +21,6 @@ from recbole_diffusion.experiments.runs import (
     own_process_state,
     record,
     run_or_resume,
-    write_atomically,
 )
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.registry import MODELS
@@ -81,8 +81,8 @@ def _write_tables(output: Path, title: str, command: str, tables, failed: Mappin
     markdown, latex = output / "compare.md", output / "compare.tex"
     head = f"# {title}\n\n```bash\n{command}\n```\n"
     note = "".join(f"\nFailed: {name}: {error}\n" for name, error in failed.items())
-    write_atomically(markdown, "\n".join([head + note, *(table.markdown() for table in tables)]))
-    write_atomically(latex, "\n\n".join([f"% {command}", *(table.latex() for table in tables)]) + "\n")
+    write_whole(markdown, "\n".join([head + note, *(table.markdown() for table in tables)]))
+    write_whole(latex, "\n\n".join([f"% {command}", *(table.latex() for table in tables)]) + "\n")
     return markdown, latex
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from recbole.config import Config
 
+from recbole_diffusion.compat.files import write_whole
 from recbole_diffusion.config.settings import result_settings
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.quick_start import prepare_training
@@ -151,15 +152,7 @@ def _prepare_folder(config: Config, folder: Path) -> None:
 
 def record(file: Path, run: Mapping[str, Any]) -> None:
     """Write what is to be kept of a run as JSON."""
-    write_atomically(file, json.dumps(run, indent=1) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file in one piece: readers, and a crash, see the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(file, json.dumps(run, indent=1) + "\n")
 
 
 @contextlib.contextmanager

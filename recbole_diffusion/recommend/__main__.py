@@ -23,19 +23,10 @@ there is not made again: recbole-diffusion recommend --model_file=... --input='*
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
-
-
-def _seeds(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # which is then said to be wrong
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags, seeds_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +50,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--topk", "--k", type=int, default=10, help="how many items (default: %(default)s)")
     add("--exclude_seen", "--mask_history", action="store_true", help="recommend no item of the history")
     add(
-        "--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own, such as 10 or [1,2]"
+        "--inference_seeds",
+        type=seeds_flag,
+        help="seeds, or their number, instead of the model's own, such as 10 or [1,2]",
     )
     add("--batch_size", type=int, help="histories at once (default: the model's eval_batch_size)")
     add("--keep_going", action="store_true", help='write {"error": ...} for a line that cannot be used, and go on')

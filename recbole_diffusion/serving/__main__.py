@@ -13,16 +13,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
-
-
-def _seeds(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # which is then said to be wrong
+from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags, seeds_flag
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", required=True, help="the folder to write; it must not be there")
     add("--format", default="onnx", choices=["onnx"], help="(default: %(default)s)")
     add("--index", choices=["faiss"], help="also write items.faiss, an index for inner products")
-    add("--inference_seeds", type=_seeds, help="seeds, or their number, instead of the model's own")
+    add("--inference_seeds", type=seeds_flag, help="seeds, or their number, instead of the model's own")
     add("--data_path", help="folder that holds the dataset's folder, where the dataset is needed (default: dataset/)")
     return parse_flags(parser, argv)
 
