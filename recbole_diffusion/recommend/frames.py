@@ -66,8 +66,9 @@ class FrameRecommender:
         Raises
         ------
         ValueError
-            A user is not known, or a history holds no known item.
+            A user is not known, a history holds no known item, or ``users`` is a single text.
         """
+        _check_many("users", users)
         names, histories = self._histories(users)
         rows = list(self.stream(histories, k, exclude_seen, batch_size))
         lengths = [len(row.items) for row in rows]
@@ -101,8 +102,9 @@ class FrameRecommender:
         Raises
         ------
         ValueError
-            An item is not known, or the model has no ``item_embedding``.
+            An item is not known, ``items`` is a single text, or the model has no ``item_embedding``.
         """
+        _check_many("items", items)
         check_number({"k": k}, "k", Integral, 1)
         embedding = getattr(self.model, "item_embedding", None)
         if not isinstance(embedding, torch.nn.Embedding):
@@ -133,3 +135,9 @@ class FrameRecommender:
         """Items as whole numbers where the table they came from had them so."""
         whole = self.known is not None and "item" in self.known.whole
         return frame.astype({column: "int64"}) if whole else frame
+
+
+def _check_many(name: str, values: Any) -> None:
+    """Raise ValueError for a text, which would be read letter by letter."""
+    if isinstance(values, str):
+        raise ValueError(f"{name} [{values}] must be a list, such as [{values!r}].")

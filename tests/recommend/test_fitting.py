@@ -170,6 +170,10 @@ def test_what_is_wrong_is_named_in_one_line(fitted, tmp_path):
         fitted.recommend(["nobody"])
     with pytest.raises(ValueError, match=r"history 1 .*known: x"):
         fitted.recommend([[table()["item"][0]], ["x"]])
+    with pytest.raises(ValueError, match=r"users \[ann\] must be a list, such as \['ann'\]"):
+        fitted.recommend("ann")
+    with pytest.raises(ValueError, match=r"items \[tea\] must be a list"):
+        fitted.similar_items("tea")
     with pytest.raises(ValueError, match=r"item \[x\] is not known"):
         fitted.similar_items(["x"])
     with pytest.raises(ValueError, match=r"k \[0\]"):
