@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow.csv
 
 from recbole_diffusion.compat.files import whole_file
 from recbole_diffusion.data.tables import as_tokens, choose_columns, open_table, whole_numbers
-from recbole_diffusion.data.times import PER_SECOND, as_date, read_times, times_as_text
+from recbole_diffusion.data.times import PER_SECOND, UnreadableTime, as_date, read_times, times_as_text
 from recbole_diffusion.data.tokens import LONGEST, escape_token, restore_token
 
 FIELDS = ("user_id", "item_id", "timestamp")  # RecBole's names
@@ -139,10 +140,13 @@ def write_atomic(
         raise ValueError(f"table [{table.name}] cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not data.num_rows:
         raise ValueError(f"table [{table.name}] has no rows.")
-    rows = _rows(data, columns, dropped)
+    rows, numbers = _rows(data, columns, dropped)
     if not rows["time"].length():
         raise ValueError(f"table [{table.name}] has no row with a user, an item and a time.")
-    ticks, per_second, how = read_times(rows["time"], columns["time"], wanted.time_unit, wanted.time_format)
+    try:
+        ticks, per_second, how = read_times(rows["time"], columns["time"], wanted.time_unit, wanted.time_format)
+    except UnreadableTime as error:
+        raise UnreadableTime(error.name, error.place, error.why, numbers[error.place]) from None
     notes.append(f"time [{columns['time']}]: {how}")
     users, items = (_codes(rows[role], role, columns[role]) for role in ("user", "item"))
     frame = pd.DataFrame({"user": users[0], "item": items[0], "time": ticks}).sort_values("time", kind="stable")
@@ -178,8 +182,10 @@ def _check_output(file: Path, overwrite: bool) -> None:
         raise FileExistsError(f"output [{file}] exists: name another folder, or overwrite it (--overwrite).")
 
 
-def _rows(data: pa.Table, columns: dict[str, str], dropped: dict[str, int]) -> dict[str, pa.ChunkedArray]:
-    """The three columns without rows that lack a value; ids as text."""
+def _rows(
+    data: pa.Table, columns: dict[str, str], dropped: dict[str, int]
+) -> tuple[dict[str, pa.ChunkedArray], Sequence[int]]:
+    """The three columns without rows that lack a value, ids as text; and the numbers of those rows, from 1."""
     rows = {role: data[columns[role]] for role in columns}
     for role in ("user", "item"):
         rows[role] = as_tokens(rows[role], role, columns[role])
@@ -197,7 +203,10 @@ def _rows(data: pa.Table, columns: dict[str, str], dropped: dict[str, int]) -> d
         dropped[f"no {role} [{columns[role]}]"] = missing
         if missing:
             whole = valid if whole is None else pc.and_(whole, valid)
-    return rows if whole is None else {role: column.filter(whole) for role, column in rows.items()}
+    if whole is None:
+        return rows, range(1, data.num_rows + 1)
+    numbers = np.flatnonzero(whole.to_numpy()) + 1
+    return {role: column.filter(whole) for role, column in rows.items()}, numbers
 
 
 def _codes(column: pa.ChunkedArray, role: str, name: str) -> tuple[np.ndarray, pa.Array]:

@@ -10,6 +10,14 @@ import pyarrow.compute as pc
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
+class UnreadableTime(ValueError):
+    """A time that cannot be read: ``place`` is its row's, from 0, and ``row`` what the message calls it, from 1."""
+
+    def __init__(self, name: str, place: int, why: str, row: int | None = None):
+        super().__init__(f"time [{name}] cannot be read in row {place + 1 if row is None else row}: {why}")
+        self.name, self.place, self.why = name, place, why
+
+
 def read_times(
     column: pa.ChunkedArray, name: str, unit: str | None = None, time_format: str | None = None
 ) -> tuple[np.ndarray, int, str]:
@@ -22,8 +30,8 @@ def read_times(
 
     Raises
     ------
-    ValueError
-        A time that cannot be read, naming the first row.
+    UnreadableTime, ValueError
+        The first time that cannot be read; or a column that holds no times.
     """
     kind = column.type
     if time_format is None:
@@ -55,7 +63,7 @@ def _numbers(values: np.ndarray, name: str, unit: str | None) -> tuple[np.ndarra
     """Seconds or a finer unit, by size; whole floats are whole numbers."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise ValueError(f"time [{name}] cannot be read in row {bad[0] + 1}: [{values[bad[0]]}] is no finite number.")
+        raise UnreadableTime(name, bad[0], f"[{values[bad[0]]}] is no finite number.")
     if values.dtype.kind == "f" and (np.abs(values) < 2**63).all() and (values == np.floor(values)).all():
         values = values.astype(np.int64)
     values = values.astype(np.int64) if values.dtype.kind in "iu" else values.astype(np.float64)
@@ -78,17 +86,13 @@ def _dates(text: pa.ChunkedArray, name: str, time_format: str | None) -> tuple[n
     numbers = pd.to_numeric(series, errors="coerce")
     if time_format is None and numbers.notna().mean() > 0.5:  # numbers, and somewhere among them something else
         row = int(numbers.isna().argmax())
-        raise ValueError(
-            f"time [{name}] cannot be read in row {row + 1}: [{series[row][:60]}] is no number, as others are."
-        )
+        raise UnreadableTime(name, row, f"[{series[row][:60]}] is no number, as others are.")
     times = pd.to_datetime(series, format=time_format or "ISO8601", utc=True, errors="coerce")
     bad = np.flatnonzero(times.isna())
     if len(bad):
         wanted = f"time_format [{time_format}]" if time_format else "ISO dates such as 2024-12-31 23:59:00 or numbers"
         hint = "" if time_format else "; name another form by time_format, such as %d.%m.%Y"
-        raise ValueError(
-            f"time [{name}] cannot be read in row {bad[0] + 1}: [{series.iloc[bad[0]][:60]}] must be {wanted}{hint}."
-        )
+        raise UnreadableTime(name, bad[0], f"[{series.iloc[bad[0]][:60]}] must be {wanted}{hint}.")
     zoned = pc.match_substring_regex(text, r"(Z|z|[+-]\d\d:?\d\d)$")
     zone = "" if pc.all(zoned).as_py() else ", taken for UTC where no zone is given"
     ticks = times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)

@@ -260,6 +260,10 @@ def test_rows_without_a_value_are_dropped_and_counted():
     assert {why: count for why, count in summary.dropped.items() if count} == {
         "no user [email]": 1, "no item [product]": 1, "no time [when]": 1
     }  # fmt: skip
+    table["when"] = table["when"].astype(str).replace("NaT", "")
+    table.loc[7, "when"] = "soon"
+    with pytest.raises(ValueError, match=r"time \[when\] cannot be read in row 8: \[soon\]"):  # of the table
+        write_atomic(table, "data/other")
 
 
 def test_numbers_as_ids_keep_their_form():
