@@ -16,8 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_diffusion.cli import begin, errors_in_one_line, parse_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"cannot read --set [{item}]: write key=value")
         try:
             args.settings[key] = read_value(value)
-        except yaml.YAMLError:
+        except ValueError:
             parser.error(f"cannot read --set [{item}]: its value is no YAML")
     minutes = float("inf") if args.minutes is None else args.minutes
     args.deadline = time.monotonic() + 60 * minutes
@@ -63,10 +61,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_value(text: str) -> Any:
-    """A value as RecBole's config files have it."""
+    """A value as RecBole's config files have it; ValueError where it is no YAML."""
+    import yaml
     from recbole.config import Config
 
-    return yaml.load(text, Loader=Config._build_yaml_loader(None))
+    try:
+        return yaml.load(text, Loader=Config._build_yaml_loader(None))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def main() -> None:

@@ -182,9 +182,7 @@ def _check_output(file: Path, overwrite: bool) -> None:
         raise FileExistsError(f"output [{file}] exists: name another folder, or overwrite it (--overwrite).")
 
 
-def _rows(
-    data: pa.Table, columns: dict[str, str], dropped: dict[str, int]
-) -> tuple[dict[str, pa.ChunkedArray], Sequence[int]]:
+def _rows(data: pa.Table, columns: dict[str, str], dropped: dict[str, int]) -> tuple[dict[str, Any], Sequence[int]]:
     """The three columns without rows that lack a value, ids as text; and the numbers of those rows, from 1."""
     rows = {role: data[columns[role]] for role in columns}
     for role in ("user", "item"):
@@ -205,8 +203,7 @@ def _rows(
             whole = valid if whole is None else pc.and_(whole, valid)
     if whole is None:
         return rows, range(1, data.num_rows + 1)
-    numbers = np.flatnonzero(whole.to_numpy()) + 1
-    return {role: column.filter(whole) for role, column in rows.items()}, numbers
+    return {role: column.filter(whole) for role, column in rows.items()}, np.flatnonzero(whole.to_numpy()) + 1
 
 
 def _codes(column: pa.ChunkedArray, role: str, name: str) -> tuple[np.ndarray, pa.Array]:

@@ -76,8 +76,7 @@ def search(
         plan = _plan(model, dataset, params_file, tool, config_file_list, config_dict or {}, output_file, options)
         _claim_output(plan)
         _require_data(plan.config)
-    # A second process would propose the same trials, in the same folders.
-    with lock_file(plan.file(".lock"), f"output_file [{plan.output}]"):
+    with lock_file(plan.file(".lock"), f"output_file [{plan.output}]"):  # others would propose the same trials
         trials = TOOLS[plan.tool](plan)
     best = best_trial(trials, plan.config["valid_metric_bigger"])
     best_file = write_results(plan, trials, best)

@@ -320,7 +320,10 @@ RESUME = {
         "its optimizer is not of this run",
     ),
     "no groups": (lambda state: state["optimizer"].pop("param_groups"), "its optimizer is not of this run"),
-    "a schedule that is none": (with_state("lr_scheduler", step=5), "its lr_scheduler is not of this run"),
+    "a schedule that is none": (
+        lambda state: state["lr_scheduler"].pop("last_epoch"),
+        "its lr_scheduler is not of this",
+    ),
     "a schedule of text": (with_state("lr_scheduler", last_epoch="x"), "its lr_scheduler is not of this run"),
     "a scaler that is none": (with_state("scaler", evil=5), "its scaler is not of this run"),
     "random state of text": (with_state("random_state", python="x"), "its random_state is not of this run"),
