@@ -212,12 +212,12 @@ class Evaluation:
         """Mean of the generated embeddings over the model's own seeds, [U, D]."""
         return self.x_start[: len(self.own_seeds)].mean(0)
 
-    def add_seen(self, scores: Tensor, rows: slice) -> Tensor:
+    def add_seen(self, interaction, *scores: Tensor) -> None:
         """Add to scores [..., B, n_items] of some rows, in place, what ``seen_items`` adds before the model ranks."""
-        seen = self.model.seen_when_ranking(self.batch(rows))
+        seen = self.model.seen_when_ranking(interaction)
         if seen is not None:
-            seen.add_to(scores)
-        return scores
+            for part in scores:
+                seen.add_to(part)
 
     @cached_property
     @torch.no_grad()
@@ -230,8 +230,9 @@ class Evaluation:
         found: list[dict[Any, Tensor]] = []
         for rows in self.batches(len(seeds)):
             target = self.target[rows]
-            x_start = self.x_start[:, rows].to(self.config["device"])
-            p = self.add_seen(self.model.item_scores(x_start), rows).softmax(-1)
+            scores = self.model.item_scores(self.x_start[:, rows].to(self.config["device"]))
+            self.add_seen(self.batch(rows), scores)
+            p = scores.softmax(-1)
             top = p.topk(k).indices.cpu()
             mean, std = seed_average(lambda part, p=p: p, seeds, return_std=True)
             average_top = mean.topk(k).indices

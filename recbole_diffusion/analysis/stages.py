@@ -94,11 +94,12 @@ def stages(evaluation: Evaluation) -> Section:
     seed, change, gain = evaluation.own_seeds[0], [], []
     with torch.no_grad():
         for rows in evaluation.batches(1, "stages"):
-            found = start_predictions(model, evaluation.batch(rows), seed)
+            interaction = evaluation.batch(rows)
+            found = start_predictions(model, interaction, seed)
             scores = [model.item_scores(x_start) for x_start in found.values()]
             change.append(torch.stack([avg_change(best_scores(evaluation, part)).cpu() for part in scores]))
-            k = min(K, evaluation.n_items - 1)
-            top = [evaluation.add_seen(part, rows).topk(k).indices.cpu() for part in scores]
+            evaluation.add_seen(interaction, *scores)
+            top = [part.topk(min(K, evaluation.n_items - 1)).indices.cpu() for part in scores]
             gain.append(ndcg(place_of(torch.stack(top), evaluation.target[rows])))
     change, steps = torch.cat(change, 1).numpy(), list(found)
     table = pd.DataFrame(

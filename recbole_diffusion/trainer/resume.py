@@ -18,6 +18,8 @@ from recbole_diffusion.compat.finite import check_parameters
 
 NEEDED = ("epoch", "cur_step", "best_valid_score", "optimizer")
 NEEDED_LAST = ("best_valid_result", "lr_scheduler", "scaler", "train_loss_dict")
+SCHEDULE = {"base_lrs", "last_epoch", "_step_count", "_last_lr"}  # of a learning rate's, what training goes on from
+OF_OTHER_VERSIONS = {"verbose", "_is_initial", "_get_lr_called_within_step", "lr_lambdas"}
 
 
 def best_file_of(path: str | Path) -> str:
@@ -108,13 +110,14 @@ def load_same_keys(target: Any, state: Mapping[str, Any]) -> None:
 def load_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
     """Load a schedule's state; a rate is that of its epoch now, which in a longer run may be another than was saved.
 
-    What else a state holds differs between versions of PyTorch, and is left as it is.
+    What versions of PyTorch hold besides is left as it is; any other key is refused.
     """
     own = schedule.state_dict()
-    kept = {key: state[key] for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
-    if any(type(own[key]) is not type(kept[key]) for key in kept):
+    if not SCHEDULE <= {*state} <= {*own} | OF_OTHER_VERSIONS:
+        raise ValueError("other keys")
+    if any(type(own[key]) is not type(state[key]) for key in SCHEDULE):
         raise ValueError("other kinds")
-    schedule.load_state_dict({**own, **kept})
+    schedule.load_state_dict({**own, **{key: state[key] for key in SCHEDULE}})
     parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
     for group, rate, factor in parts:
         group["lr"] = rate * factor(schedule.last_epoch)

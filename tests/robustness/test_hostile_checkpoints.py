@@ -127,6 +127,11 @@ def test_more_layers_than_tensors_may_have_no_weights(tmp_path):
     assert load_data_and_model(file, {"data_path": DATA})[1].n_layers == 4
 
 
+def test_steps_beyond_the_weights_load_where_they_have_none(tmp_path):
+    file = train(tmp_path, "DreamRec", num_steps=20_000, sampling_steps=4)
+    assert load_data_and_model(file, {"data_path": DATA})[1].diffusion.num_steps == 20_000
+
+
 DATA_KEYS = [
     ("val_interval", [99, {"LS": CODE}, "x"]),
     ("user_inter_num_interval", [5, "[0,0]", [[CODE]]]),
@@ -320,9 +325,10 @@ RESUME = {
         "its optimizer is not of this run",
     ),
     "no groups": (lambda state: state["optimizer"].pop("param_groups"), "its optimizer is not of this run"),
-    "a schedule that is none": (
+    "a schedule that is none": (with_state("lr_scheduler", step=5), "its lr_scheduler is not of this run"),
+    "half a schedule": (
         lambda state: state["lr_scheduler"].pop("last_epoch"),
-        "its lr_scheduler is not of this",
+        "its lr_scheduler is not of this run",
     ),
     "a schedule of text": (with_state("lr_scheduler", last_epoch="x"), "its lr_scheduler is not of this run"),
     "a scaler that is none": (with_state("scaler", evil=5), "its scaler is not of this run"),
