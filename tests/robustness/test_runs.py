@@ -210,15 +210,15 @@ def test_reproducibility_asks_all_of_pytorch_for_it(wanted):
     assert torch.are_deterministic_algorithms_enabled() is wanted
 
 
-@pytest.mark.parametrize("model", ["DiffuRec", "DiffuRecSys", "CDDRec", "SASRec"])
+# Without `reproducibility` ADRec's differ; the others' seldom do.
+@pytest.mark.parametrize("model", ["ADRec", "DiffuRec", "CDDRec", "SASRec"])
 def test_the_same_run_with_two_threads_gives_the_same_bits(model):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        settings = {**QUIET, "hidden_size": 64, "train_batch_size": 512, "epochs": 2, "eval_step": 0}
+        settings = {**QUIET, "hidden_size": 64, "train_batch_size": 128, "epochs": 2, "eval_step": 0}
         settings["limit_train_batches"] = 4
-        settings = settings if model != "SASRec" else {key: settings[key] for key in settings.keys() - TINY.keys()}
-        files = [run(model, "markov-toy", config_dict=settings)["model_file"] for _ in range(4)]
+        files = [run(model, "markov-toy", config_dict=settings)["model_file"] for _ in range(3)]
     finally:
         torch.set_num_threads(threads)
     first, *others = map(weights, files)
