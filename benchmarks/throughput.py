@@ -56,15 +56,12 @@ class Entry:
         import torch
         from recbole.utils import get_model, init_seed
 
-        from recbole_diffusion import MODELS
         from recbole_diffusion.quick_start import build_config, prepare_data
 
         model, parameters, self.trains, self.anomaly = ENTRIES[name]
         self.name = f"{name}, plain" if plain else name
         overrides = {key: value for key, value in PLAIN.items() if plain}
         config = build_config(model, dataset, None, {"state": "ERROR", **parameters, **config_dict, **overrides})
-        if model not in MODELS:
-            config["train_neg_sample_args"] = config["train_neg_sample_args"] or None
         init_seed(config["seed"], True)
         _, train, _, test = prepare_data(config)
         self.device = config["device"]

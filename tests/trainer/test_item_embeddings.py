@@ -16,15 +16,10 @@ from recbole_diffusion.registry import pretraining_config
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.embeddings import load_item_embeddings
 
-from ..conftest import ROOT, TINY, toy, toy_config
+from ..conftest import ROOT, TINY, few_steps, toy, toy_config
 
 SHORT = {"epochs": 1, "limit_train_batches": 2, "eval_step": 0}
 ALL = sorted(MODELS)
-
-
-def few_steps(name):
-    strided = {"sampling_steps": None} if toy_config(name)["sampling_steps"] else {}
-    return {"num_steps": 4, **strided} if hasattr(MODELS[name], "record_step_losses") else {}
 
 
 @pytest.fixture(scope="module")
