@@ -34,6 +34,7 @@ PARTS = {
     "train_loss_dict": dict,
     "curve": list,
     "random_state": dict,
+    "known_users": (dict, type(None)),
 }
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from recbole.utils import get_model
+from recbole.utils import ModelType, get_model
 from torch import Tensor
 
+from recbole_diffusion.config.keys import START_KEYS
 from recbole_diffusion.data.atomic import Summary, TableOptions, read_atomic, write_atomic
 from recbole_diffusion.data.tokens import escape_token, restore_token
 from recbole_diffusion.quick_start import build_config, fit_and_test, prepare_training
-from recbole_diffusion.recommend.known import KnownUsers
+from recbole_diffusion.recommend.known import KEPT_OPTIONS, KnownUsers
 from recbole_diffusion.recommend.recommender import Catalogue, NeedsData, Recommender
 
 _TABLE_OPTIONS = {field.name for field in fields(TableOptions)}
@@ -34,7 +35,7 @@ def fit(data: Any, model: str = "SASRecPlus", **params: Any) -> Recommender:
     Raises
     ------
     ValueError, FileNotFoundError
-        As `write_atomic` and `quick_start.run`.
+        As `write_atomic` and `quick_start.run`; or the model reads more than histories.
     """
     options = {key: params.pop(key) for key in _TABLE_OPTIONS & params.keys()}
     return _train(data, options, model, params, None)
@@ -44,7 +45,9 @@ def update(recommender: Recommender, data: Any = None, **params: Any) -> Recomme
     """Train a fitted recommender further on all interactions, old and new, and return it.
 
     Training starts from the weights it has, with a new optimizer, for ``epochs`` (as `fit` was told, unless given here;
-    0 takes up users and items without training). New items start at the mean embedding of the items before and
+    0 takes up users and items without training); `fit`'s ``pretrain``, ``item_embedding_file`` and frozen epochs are
+    not repeated. ``data`` is read as `fit` read its own (columns, times, ``duplicates``), but for ``k_core``, and for
+    what is said here. New items start at the mean embedding of the items before and
     after them in the histories, where there is none at the mean of all.
 
     Raises
@@ -55,23 +58,29 @@ def update(recommender: Recommender, data: Any = None, **params: Any) -> Recomme
     known = recommender.known
     if known is None:
         raise ValueError("update needs the interactions of the training: fit a recommender, or load one that was.")
-    options = {key: params.pop(key) for key in _TABLE_OPTIONS & params.keys()}
-    frame, whole = known.frame, known.whole
-    if data is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            summary = write_atomic(data, Path(folder) / "new", **options, trainable=False)
-            frame = pd.concat([frame, read_atomic(summary.file)], ignore_index=True)
-        frame = frame.sort_values("time", kind="stable", ignore_index=True)
-        whole = [role for role in whole if role in summary.whole]
+    options = {**known.options, **{key: params.pop(key) for key in _TABLE_OPTIONS & params.keys()}}
+    frame, whole = (known.frame, known.whole) if data is None else _joined(known, data, options)
     if params.get("epochs") == 0:
-        return _take_up(recommender, KnownUsers(frame, whole, known.params))
+        return _take_up(recommender, KnownUsers(frame, whole, known.params, known.options))
     found = _train(frame, _KNOWN, recommender.name, {**known.params, **params}, recommender)
-    found.known.whole = whole
+    found.known.whole, found.known.options = whole, known.options
     found.known.params = {**found.known.params, "epochs": known.params.get("epochs")}  # those of one update are its own
     if found.known.params["epochs"] is None:
         del found.known.params["epochs"]
     recommender.__dict__.update(found.__dict__)
     return recommender
+
+
+def _joined(known: KnownUsers, data: Any, options: dict[str, Any]) -> tuple[pd.DataFrame, list[str]]:
+    """Old and new interactions in time order, and which of user and item are whole numbers in both."""
+    with tempfile.TemporaryDirectory() as folder:
+        summary = write_atomic(data, Path(folder) / "new", **options, trainable=False)
+        frame = pd.concat([known.frame, read_atomic(summary.file)], ignore_index=True)
+        frame = frame.sort_values("time", kind="stable", ignore_index=True)
+        if (duplicates := options.get("duplicates", "keep")) != "keep":
+            once = write_atomic(frame, Path(folder) / "once", **_KNOWN, duplicates=duplicates, trainable=False)
+            frame = read_atomic(once.file)
+    return frame, [role for role in known.whole if role in summary.whole]
 
 
 def _train(data: Any, options: dict, model: str, params: dict[str, Any], old: Recommender | None) -> Recommender:
@@ -81,9 +90,12 @@ def _train(data: Any, options: dict, model: str, params: dict[str, Any], old: Re
         places = {"data_path": folder, "checkpoint_dir": params.get("checkpoint_dir") or str(Path(folder) / "saved")}
         names = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
         config = build_config(model, summary.file.parent.name, None, {**params, **names, **places})
-        known = KnownUsers(read_atomic(summary.file), summary.whole, params)
+        kept = {key: value for key, value in options.items() if key in KEPT_OPTIONS}
+        known = KnownUsers(read_atomic(summary.file), summary.whole, _said(params, model), kept)
+        _check_recommends(config, known)
         parts = prepare_training(config)
         if old is not None:
+            parts[0].from_scratch = False
             dataset = parts[1]._dataset
             tokens = [restore_token(token) for token in dataset.field2id_token[dataset.iid_field]]
             # Neighbours among what validates and tests would give away what is asked for.
@@ -92,6 +104,24 @@ def _train(data: Any, options: dict, model: str, params: dict[str, Any], old: Re
         found = Recommender(result["model_file"])
     found.known, found.summary, found.result = known, summary, result
     return found
+
+
+def _said(params: dict[str, Any], model: str) -> dict[str, Any]:
+    """What an update trains with as well: for this model, and without what items started from."""
+    own = (params.get("per_model") or {}).get(model, {})
+    return {key: value for key, value in {**own, **params}.items() if key not in START_KEYS | {"per_model"}}
+
+
+def _check_recommends(config, known: KnownUsers) -> None:
+    """Raise ValueError, before any training, for a model that cannot recommend for a history alone."""
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        raise ValueError(f"model [{config['model']}] reads no histories: it cannot be fitted to recommend for them.")
+    try:
+        get_model(config["model"])(config, Catalogue(config["ITEM_ID_FIELD"], ["[PAD]", *known.frame["item"].unique()]))
+    except NeedsData as error:
+        raise ValueError(
+            f"model [{config['model']}] reads more than histories ({error}): train it with `recbole-diffusion run`."
+        ) from None
 
 
 def _take_up(recommender: Recommender, known: KnownUsers) -> Recommender:

@@ -104,7 +104,10 @@ class Recommender(FrameRecommender):
             model.inference_seeds = resolve_seeds(inference_seeds)
         self.model, self.device = model.eval(), config["device"]
         self.tokens = [restore_token(token) for token in tokens]
-        self.known = KnownUsers.restore(checkpoint.get("known_users"))
+        try:
+            self.known = KnownUsers.restore(checkpoint.get("known_users"), config)
+        except ValueError as error:
+            raise ValueError(f"model_file [{model_file}] cannot be used: {error}") from None
         large = ("state_dict", "optimizer", "known_users")
         self.checkpoint = {key: value for key, value in checkpoint.items() if key not in large} | {"config": config}
         self.batch_size = config["eval_batch_size"]

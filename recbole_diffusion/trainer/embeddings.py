@@ -69,8 +69,10 @@ def load_item_embeddings(embedding: nn.Embedding, tokens: Sequence[str], path: s
     return len(found)
 
 
-def start_item_embeddings(model, config, path: str | Path | None) -> None:
+def start_item_embeddings(model, config, path: str | Path | None, from_scratch: bool = True) -> None:
     """For a model of this package that starts training: load what the keys say, from ``path``.
+
+    Where nothing is loaded and it starts ``from_scratch``, it may advise against that.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def start_item_embeddings(model, config, path: str | Path | None) -> None:
             f"pretrain [{config['pretrain']}] is read by run_recbole_diffusion.py and quick_start.run: here train it "
             "first, and name its checkpoint by item_embedding_file."
         )
-    else:
+    elif from_scratch:
         model.advise_from_scratch()
 
 

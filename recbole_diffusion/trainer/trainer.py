@@ -70,6 +70,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.limit_train_batches = config["limit_train_batches"]
         self.curve: list[dict[str, Any]] = []  # what a caller notes after each validation; kept with the state
         self.item_embedding_file = config["item_embedding_file"]
+        self.from_scratch = True  # False: somebody has put trained weights in
         self._train_data, self._frozen = None, False
         self._save_last = True
         self._resume_state = None
@@ -170,7 +171,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             (file, state), self._resume_state = self._resume_state, None
             take_up("random_state", file, partial(set_random_state, train_data, self.device), state)
         if not self.start_epoch:
-            start_item_embeddings(self.model, self.config, self.item_embedding_file)
+            start_item_embeddings(self.model, self.config, self.item_embedding_file, self.from_scratch)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
         ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
         if not ended:

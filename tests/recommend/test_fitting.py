@@ -153,6 +153,65 @@ def test_an_update_that_trains_starts_from_the_weights_and_hides_what_it_is_test
     assert saved.ids["new a"] and saved.result["epochs"] == 1
 
 
+STILL = {"epochs": 1, "learning_rate": 1e-9, "limit_train_batches": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["a file", "pretraining"])
+def test_an_update_keeps_what_was_learnt_where_items_started_from_another_model(fitted, tmp_path, start, monkeypatch):
+    from recbole_diffusion.model.adrec import ADRec
+
+    first = run("SASRecPlus", "markov-toy", config_dict={**FAST, "data_path": str(ROOT / "dataset")})["model_file"]
+    frame = pd.read_csv(
+        ROOT / "dataset/markov-toy/markov-toy.inter", sep="\t", names=["user", "item", "time"], header=0
+    )
+    keys = {"item_embedding_file": first} if start == "a file" else {"pretrain": "SASRecPlus"}
+    own = {"num_steps": 4, "freeze_embedding_epochs": 1} if start == "pretraining" else {"learning_rate": 0.05}
+    found = Recommender.fit(frame, "ADRec" if start == "pretraining" else "SASRecPlus", **{**FAST, **keys, **own})
+    found.save(tmp_path / "it.pth")
+    found = Recommender.load(tmp_path / "it.pth")
+    before = {name: value.clone() for name, value in found.model.state_dict().items()}
+    monkeypatch.setattr(ADRec, "advise_from_scratch", lambda self: pytest.fail("it is not from scratch"))
+    for _ in range(2):
+        found.update(**STILL, state="ERROR", show_progress=False)
+    for name, value in found.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
+    found.update(state="ERROR", show_progress=False, epochs=1, learning_rate=0.01)  # nor do the items rest again
+    assert (found.model.item_embedding.weight - before["item_embedding.weight"]).abs().max() > 1e-3
+
+
+def test_an_update_reads_a_table_as_the_fit_did(fitted, tmp_path):
+    """Columns and duplicates, also from a file; what is said in the update stands above."""
+    frame = table()
+    shop = frame.rename(columns={"user": "who", "item": "title", "time": "at"}).assign(item_id=range(len(frame)))
+    fitted_here = Recommender.fit(
+        shop, user="who", item="title", time="at", duplicates="first", **FAST, limit_train_batches=1
+    )
+    fitted_here.save(tmp_path / "shop.pth")
+    found, count = Recommender.load(tmp_path / "shop.pth"), len(fitted_here.tokens)
+    first = int(frame["user"][0])
+    before, again = found.known.history(first), later(frame).assign(item=frame["item"][0])
+    again = pd.concat([again, later(frame)]).rename(columns={"user": "who", "item": "title", "time": "at"})
+    found.update(again.assign(item_id=7), epochs=0)
+    assert set(found.tokens) - set(fitted_here.tokens) == {"new a", "new b"} and len(found.tokens) == count + 2
+    now = found.known.history(first)
+    assert now[: len(before)] == before and len(set(now)) == len(now) and set(now) - set(before) >= {"new a"}
+    found.update(later(frame).assign(user=123_456), user="user", item="item", time="time", epochs=0)
+    assert found.known.history(123_456)
+    assert found.known.options["item"] == "title"
+
+
+@pytest.mark.parametrize(
+    "model, why", [("Pop", "reads no histories"), ("HGN", r"reads more than histories \(user_id\)")]
+)
+def test_a_model_that_cannot_recommend_for_a_history_is_refused_before_it_trains(monkeypatch, model, why):
+    from recbole_diffusion.recommend import fitting
+
+    monkeypatch.setattr(fitting, "prepare_training", lambda config: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=rf"model \[{model}\] {why}"):
+        Recommender.fit(table(), model, state="ERROR", show_progress=False, epochs=1)
+
+
 @pytest.mark.slow
 def test_a_model_that_draws_has_a_spread_and_numbers_stay_numbers():
     frame = table()

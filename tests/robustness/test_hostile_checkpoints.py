@@ -175,6 +175,29 @@ def test_what_concerns_the_machine_is_not_taken_from_a_file(good, tmp_path, watc
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == gpus
 
 
+def test_an_update_takes_no_path_from_a_file_and_no_larger_model(tmp_path, watched):  # noqa: F811
+    evil, table = tmp_path / "evil", tmp_path / "table.csv"
+    dump_touch(evil / "data.pth", watched)
+    table.write_text("user,item,time\n" + "".join(f"u{n % 9},i{(n * 7) % 31},{n}\n" for n in range(90)))
+    settings = {**TINY, "epochs": 1, "state": "ERROR", "show_progress": False, "checkpoint_dir": str(tmp_path / "mine")}
+    Recommender.fit(table, **settings).save(tmp_path / "good.pth")
+    state = torch.load(tmp_path / "good.pth", weights_only=True)
+    assert "checkpoint_dir" not in state["known_users"]["params"] and str(tmp_path) not in str(state)
+    params = state["known_users"]["params"]
+    params |= {"trust_pickles": True, "dataset_save_path": str(evil / "data.pth"), "checkpoint_dir": str(evil)}
+    params |= {"pretrain": "SASRecPlus", "per_model": {"SASRecPlus": {"trust_pickles": True}}, "hidden_size": 10**6}
+    params |= {
+        "item_embedding_file": str(evil / "x"),
+        "dataset": "../x",
+        "model": "DiffuRec",
+        "benchmark_filename": ["../x"],
+    }
+    torch.save(state, tmp_path / "bad.pth")
+    found = Recommender.load(tmp_path / "bad.pth").update(table, state="ERROR", show_progress=False)
+    assert found.model.hidden_size == TINY["hidden_size"] and found.result["epochs"] == 1
+    assert [path.name for path in evil.iterdir()] == ["data.pth"]
+
+
 @pytest.mark.parametrize("name", ["markov-toy-PrefixDataset.pth", "markov-toy-for-DiffuRec-dataloader.pth"])
 def test_recboles_pickles_are_read_for_those_alone_who_trust_them(good, tmp_path, monkeypatch, name):
     trace = tmp_path / "trace"
@@ -223,6 +246,14 @@ def deep(levels: int = 150) -> list:
     return value
 
 
+def known(codes: list[int], names=("a", "b"), time=(1.0, 2.0), whole=(), params=None, options=None) -> dict:
+    """The part of known users in a checkpoint of `Recommender.save`."""
+    column = {"codes": torch.tensor(codes, dtype=torch.int32), "names": list(names)}
+    times = torch.tensor(time, dtype=torch.float64)
+    params, options = {} if params is None else params, {} if options is None else options
+    return {"user": column, "item": column, "time": times, "whole": list(whole), "params": params, "options": options}
+
+
 PARTS = {
     "config pairs": ({"config": [("model", "DiffuRec")]}, "its part config is a list"),
     "config text": ({"config": "DiffuRec"}, "its part config is a str"),
@@ -244,6 +275,16 @@ PARTS = {
     "a device": ({"other_parameter": {"x": torch.device("cpu")}}, "type .device"),
     "a type": ({"other_parameter": {"x": torch.float32}}, "type .dtype"),
     "other_parameter a list": ({"other_parameter": [1]}, "its part other_parameter is a list"),
+    "known users a number": ({"known_users": 5}, "its part known_users is a int"),
+    "known users of nothing": ({"known_users": {}}, "its known users are none"),
+    "known users of codes below 0": ({"known_users": known([-1, 0])}, "its known users are none"),
+    "known users of codes without names": ({"known_users": known([0, 2])}, "its known users are none"),
+    "known users of names no texts": ({"known_users": known([0, 1], names=["a", 5])}, "its known users are none"),
+    "known users of fewer times": ({"known_users": known([0, 1], time=[1.0])}, "its known users are none"),
+    "known users without a time": ({"known_users": known([0, 1], time=[1.0, float("nan")])}, "known users are none"),
+    "known users of numbers that are none": ({"known_users": known([0, 1], whole=["item"])}, "known users are none"),
+    "known users of options no texts": ({"known_users": known([0, 1], options={"user": ["a"]})}, "users are none"),
+    "known users of params no keys": ({"known_users": known([0, 1], params=5)}, "its known users are none"),
     "epoch a flag": ({"epoch": True}, "its part epoch is a bool"),
 }
 
