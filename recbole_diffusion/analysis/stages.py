@@ -156,7 +156,17 @@ def start_predictions(model, interaction, seed: int) -> dict[int, Tensor]:
         if step in shown:
             found[step] = x_start
 
-    denoise = model.denoiser(interaction, noise)
     x_T = noise(model.item_embedding.weight.new_empty(len(interaction), model.hidden_size))
-    sample(model.diffusion, denoise, x_T, model.sampler, len(chain), model.ddim_eta, draw_noise=noise, callback=keep)
-    return found
+    with model.chain_autocast():
+        sample(
+            model.diffusion,
+            model.denoiser(interaction, noise),
+            x_T,
+            model.sampler,
+            len(chain),
+            model.ddim_eta,
+            draw_noise=noise,
+            callback=keep,
+            reverse_variance=model.reverse_variance,
+        )
+    return {step: x_start.float() for step, x_start in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -89,8 +90,12 @@ class DiffusionRecommender(SequenceRecommender):
     def sample_start(self, interaction, seeds: list[int]) -> Tensor:
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws."""
         noise = SeedNoise(seeds)
-        with self.autocast():
+        with self.chain_autocast():
             return self.run_chain(self.denoiser(interaction, noise), noise, interaction[self.ITEM_SEQ_LEN].shape[0])
+
+    def chain_autocast(self) -> AbstractContextManager:
+        """Mixed precision for `denoiser` and the chain that calls what it returns."""
+        return self.autocast()
 
     def run_chain(self, predict_start, noise: SeedNoise, batch: int) -> Tensor:
         """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D]."""

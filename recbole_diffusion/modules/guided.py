@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +48,16 @@ class GuidedRecommender(DiffusionRecommender):
 
     def denoiser(self, interaction, noise: SeedNoise):
         """(1 + w) f(x_t, c, t) - w f(x_t, null, t) (Eq. 15), c computed once for all steps and seeds."""
-        return self.guided(self.encode(interaction), len(noise.generators))
+        return self.guided(self.condition(interaction), len(noise.generators))
+
+    def condition(self, interaction) -> Tensor:
+        """c as inference has it, [B, D]: in mixed precision where that is asked for, and then float32."""
+        with self.autocast():
+            return self.encode(interaction).float()
+
+    def chain_autocast(self) -> AbstractContextManager:
+        """None: guidance multiplies what rounding does to two predictions."""
+        return nullcontext()
 
     def guided(self, c: Tensor, n_seeds: int):
         """``predict_start(x_t, t)`` of S seeds under the conditions c [B, D]: x_t [S * B, D], seed by seed."""
@@ -65,12 +75,10 @@ class GuidedRecommender(DiffusionRecommender):
         """Generate the target's embedding from noise for each seed, [S, B, D]; all users share a seed's draws.
 
         With ``mlp1`` and shared draws every step is affine in x_t and c, and so is the whole chain in c alone. It is
-        walked for the zero condition and the D unit ones, where the users are more. Every chain is in float32: guidance
-        multiplies what rounding does to two predictions, and scores are not to depend on the size of the batch.
+        walked for the zero condition and the D unit ones, where the users are more; in float32, as scores are not to
+        depend on the size of the batch.
         """
-        with self.autocast():
-            c = self.encode(interaction).float()
-        noise, size = SeedNoise(seeds), self.hidden_size
+        c, noise, size = self.condition(interaction), SeedNoise(seeds), self.hidden_size
         is_affine = self.fused_denoiser and self.f.dense_2 is None
         # An exported graph takes batches of any size, so that their size is not asked for there, and holds the chain's
         # outcome rather than its steps.

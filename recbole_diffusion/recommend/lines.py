@@ -11,6 +11,7 @@ from typing import Any
 from recbole_diffusion.recommend.recommender import Recommendation, Recommender, batches
 
 CSV_COLUMNS = ("user", "rank", "item", "score", "spread", "error")
+NO_HISTORY = 'it is neither a list of item tokens nor an object with a "history".'
 OURS = (*Recommendation.__dataclass_fields__, "error")  # the keys of the output
 
 
@@ -19,7 +20,7 @@ def _no_number(word: str) -> None:
 
 
 def _record(line: str | bytes) -> dict[str, Any]:
-    """One line of the input as a dictionary with a ``history``."""
+    """One line of the input as a dictionary, where it has a ``history`` with one."""
     try:
         record = json.loads(line.decode() if isinstance(line, bytes) else line, parse_constant=_no_number)
         json.dumps(record)  # what is passed on must be written again
@@ -30,9 +31,9 @@ def _record(line: str | bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("its brackets are nested too deep.") from None
     record = {"history": record} if isinstance(record, list) else record
-    if not isinstance(record, dict) or "history" not in record:
-        raise ValueError('it is neither a list of item tokens nor an object with a "history".')
-    taken = [key for key in OURS if key in record]
+    taken = [key for key in OURS if key in record] if isinstance(record, dict) else []
+    if not isinstance(record, dict) or (taken and "history" not in record):
+        raise ValueError(NO_HISTORY)
     if taken:
         raise ValueError(f"its key [{taken[0]}] is one of the output's: {', '.join(OURS)}.")
     return record
@@ -67,13 +68,15 @@ def recommend_records(
     batch_size: int | None,
     keep_going: bool,
 ) -> Iterator[dict[str, Any]]:
-    """As `recommend_lines` for what ``read`` makes a dictionary with a ``history`` of; ``where`` is for the error."""
+    """As `recommend_lines` for what ``read`` makes a dictionary of; ``where`` is for the error."""
     for batch in batches(numbered, batch_size or recommender.batch_size):
         records, encoded, errors = [], [], {}
         for place, (number, line) in enumerate(batch):
             record = {}
             try:
                 record = read(line)
+                if "history" not in record:
+                    raise ValueError(NO_HISTORY)
                 encoded.append(recommender.encode(record.pop("history")))
             except ValueError as error:
                 if not keep_going:

@@ -27,6 +27,7 @@ from recbole_diffusion.recommend.recommender import Recommender
 RESULT = [("items", pa.list_(pa.string())), ("scores", pa.list_(pa.float32())), ("spread", pa.list_(pa.float32())),
           ("unknown", pa.list_(pa.string())), ("error", pa.string())]  # fmt: skip
 ABOUT = "_recommend.json"
+SOURCE = b"recbole_diffusion.input"  # of the results' metadata: which file they are for
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Part:
     file: str
     group: int
     output: str
+    source: str  # the file's checksum, kept with the results
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def find_parts(pattern: str, folder: str | Path) -> list[Part]:
             raise ValueError(f"input [{file}] is no Parquet file: {' '.join(str(error).split())[:200]}") from None
         if "history" not in about.schema_arrow.names:
             raise ValueError(f"input [{file}] has no column history, but {', '.join(about.schema_arrow.names)}.")
-        groups = range(about.metadata.num_row_groups)
-        parts += [Part(file, group, str(Path(folder) / f"{name}-{group:05d}.parquet")) for group in groups]
+        source = str(checksum(file))
+        for group in range(about.metadata.num_row_groups):
+            parts.append(Part(file, group, str(Path(folder) / f"{name}-{group:05d}.parquet"), source))
     return parts
 
 
@@ -87,7 +90,8 @@ def recommend_part(recommender: Recommender, part: Part, options: Options) -> in
     source = pq.ParquetFile(part.file)
     kept = [field for field in source.schema_arrow if field.name not in {"history", *dict(RESULT)}]
     schema = pa.schema(
-        [*kept, *(pa.field(name, kind) for name, kind in RESULT if name != "error" or options.keep_going)]
+        [*kept, *(pa.field(name, kind) for name, kind in RESULT if name != "error" or options.keep_going)],
+        metadata={SOURCE: part.source},
     )
     size, rows = options.batch_size or recommender.batch_size, 0
     temporary = Path(part.output).with_name(f".{Path(part.output).name}.{os.getpid()}")
@@ -98,7 +102,7 @@ def recommend_part(recommender: Recommender, part: Part, options: Options) -> in
             ):
                 numbered = enumerate(batch.to_pylist(), start=rows + 1)
                 found = recommend_records(
-                    recommender, numbered, _with_history, f"{part.file}, group {part.group}, row",
+                    recommender, numbered, dict, f"{part.file}, group {part.group}, row",
                     options.k, options.exclude_seen, size, options.keep_going,
                 )  # fmt: skip
                 writer.write_table(pa.Table.from_pylist(list(found), schema))
@@ -110,10 +114,15 @@ def recommend_part(recommender: Recommender, part: Part, options: Options) -> in
     return rows
 
 
-def _with_history(row: dict[str, Any]) -> dict[str, Any]:
-    if row["history"] is None:
-        raise ValueError("it has no history.")
-    return row
+def _is_done(part: Part) -> bool:
+    """Whether the results of a part are there; ValueError where they are for another file of that name."""
+    if not Path(part.output).exists():
+        return False
+    if (pq.read_schema(part.output).metadata or {}).get(SOURCE) != part.source.encode():
+        raise ValueError(
+            f"output [{part.output}] holds results for what [{part.file}] was before: name another folder."
+        )
+    return True
 
 
 def recommend_parquet(
@@ -133,13 +142,14 @@ def recommend_parquet(
     Raises
     ------
     FileNotFoundError, ValueError
-        As `find_parts` and `Recommender`; the folder holds what was recommended otherwise; a row cannot be used.
+        As `find_parts` and `Recommender`; the folder holds what was recommended otherwise, or for other rows; a row
+        cannot be used.
     ConnectionError, ImportError
         There is no such cluster, or Ray is missing.
     """
     parts, folder = find_parts(pattern, folder), Path(folder)
     options = Options(**{**asdict(options), "model_file": str(Path(options.model_file).resolve())})
-    missing = [part for part in parts if not Path(part.output).exists()]
+    missing = [part for part in parts if not _is_done(part)]
     if engine == "local":
         recommender = load(options)
         _claim(folder, options)
@@ -188,7 +198,8 @@ class PartWorker:
         self.recommender = load(self.options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        parts = [Part(*row) for row in zip(batch["file"], map(int, batch["group"]), batch["output"], strict=True)]
+        columns = (batch["file"], map(int, batch["group"]), batch["output"], batch["source"])
+        parts = [Part(*row) for row in zip(*columns, strict=True)]
         return {"rows": [recommend_part(self.recommender, part, self.options) for part in parts], "peak": [_peak()]}
 
 

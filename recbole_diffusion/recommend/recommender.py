@@ -21,6 +21,7 @@ from recbole_diffusion.config.checks import check_number
 from recbole_diffusion.data.tokens import restore_token
 from recbole_diffusion.diffusion_utils import resolve_seeds
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
+from recbole_diffusion.modules.recommender import SequenceRecommender
 from recbole_diffusion.quick_start import load_data_and_model
 from recbole_diffusion.recommend.frames import FrameRecommender
 from recbole_diffusion.recommend.known import KnownUsers
@@ -110,13 +111,14 @@ class Recommender(FrameRecommender):
             raise ValueError(f"model_file [{model_file}] cannot be used: {error}") from None
         large = ("state_dict", "optimizer", "known_users")
         self.checkpoint = {key: value for key, value in checkpoint.items() if key not in large} | {"config": config}
+        self.excludes = isinstance(model, SequenceRecommender) and config["seen_items"] == "excluded"
         self.batch_size = config["eval_batch_size"]
         self.ids = {token: number for number, token in enumerate(self.tokens)}
 
     def encode(self, history: Sequence[str]) -> tuple[list[int], list[str]]:
         """The item numbers of a history and the tokens that are unknown; whole numbers are read as tokens.
 
-        Raises ValueError where it is no sequence of tokens, or holds no known one.
+        Raises ValueError where it is no sequence of tokens, holds no known one, or leaves none to recommend.
         """
         if isinstance(history, (str, bytes, dict)) or not isinstance(history, Iterable):
             raise ValueError(f"[{history}] is no list of item tokens.")
@@ -128,6 +130,8 @@ class Recommender(FrameRecommender):
             known.append(number) if number else unknown.append(str(token))  # 0 is the padding
         if not known:
             raise ValueError(f"none of its items is known: {', '.join(unknown[:5])}." if unknown else "it is empty.")
+        if self.excludes and len(set(known[-self.model.max_seq_length :])) == len(self.tokens) - 1:
+            raise ValueError("it holds every item, and seen_items [excluded] leaves none to recommend.")
         return known, unknown
 
     def stream(

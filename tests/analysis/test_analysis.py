@@ -23,7 +23,7 @@ from recbole_diffusion.analysis.stages import start_predictions
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import run
 
-from ..conftest import ROOT, TINY
+from ..conftest import ROOT, TINY, batch_of, toy
 
 pytestmark = pytest.mark.slow
 QUICK = {"data_path": str(ROOT / "dataset"), "state": "ERROR", "show_progress": False}
@@ -244,6 +244,18 @@ def test_stages_end_at_what_the_model_generates(report, evaluation):
     assert report.stages["ndcg@10"].iloc[-1] == pytest.approx(own["ndcg@10"])
     change = avg_change((found[3] @ model.item_embedding.weight[1:].T).detach())
     assert report.stages["avg_change@40"].iloc[0] == pytest.approx(change.mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["DiffuRec", "DreamRec", "SeqDiffRec"])
+@pytest.mark.parametrize("own", [{"reverse_variance": "beta"}, {"enable_amp": True}], ids=str)
+def test_stages_walk_the_models_own_chain(name, own):
+    it = toy(name, num_steps=4, inference="reverse", sampler="ddpm", sampling_steps=None, inference_seeds=[3])
+    model, interaction = it.model.eval(), batch_of(it.test)
+    for key, value in own.items():
+        setattr(model, key, value)
+    with torch.no_grad():
+        found = start_predictions(model, interaction, 3)
+        torch.testing.assert_close(found[0], model.sample_start(interaction, [3])[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("seen_items", ["excluded", "learned"])

@@ -20,6 +20,7 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.quick_start import load_data_and_model, run
 from recbole_diffusion.recommend import Recommender, recommend
 from recbole_diffusion.recommend.__main__ import main
+from recbole_diffusion.recommend.lines import recommend_lines
 
 from ..conftest import ROOT, TINY
 
@@ -243,6 +244,23 @@ def test_a_bad_line_is_named_or_passed_over(tmp_path, checkpoint, recommender, l
     call(checkpoint, "--input", "in.jsonl", "--keep_going", "--topk", "2", "--batch_size", "3")
     found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
     assert [len(row.get("items", ())) for row in found] == [2, 2, 0, 2] and message in found[2]["error"]
+
+
+def test_an_object_without_a_history_keeps_its_user(recommender):
+    lines = [json.dumps({"user": "ann"}), json.dumps({"user": "bob", "history": recommender.tokens[1:4]})]
+    first, second = recommend_lines(recommender, lines, k=2, keep_going=True)
+    assert first["user"] == "ann" and "neither a list" in first["error"] and "items" not in first
+    assert second["user"] == "bob" and len(second["items"]) == 2
+
+
+def test_a_history_of_every_item_is_named_where_seen_items_are_excluded(tmp_path):
+    it = Recommender(train(tmp_path, "SASRecPlus", MAX_ITEM_LIST_LENGTH=90, seen_items="excluded"))
+    every = it.tokens[1:]
+    rows = list(recommend_lines(it, map(json.dumps, [every[:3], every, every[1:]]), k=2, keep_going=True))
+    assert len(rows[0]["items"]) == 2 and "it holds every item" in rows[1]["error"]
+    assert rows[2]["items"] == every[:1]
+    with pytest.raises(ValueError, match="line 2 cannot be used: it holds every item"):
+        list(recommend_lines(it, map(json.dumps, [every[:3], every]), k=2))
 
 
 def test_blank_lines_are_passed_over_and_the_input_is_not_written_over(tmp_path, checkpoint, recommender, capsys):

@@ -101,6 +101,31 @@ def test_a_run_that_was_cut_goes_on_with_what_is_missing(checkpoint, histories, 
         call(checkpoint, "--exclude_seen")
 
 
+def test_a_file_that_has_changed_is_not_taken_for_done_and_a_new_one_is_worked_off(checkpoint, histories):
+    call(checkpoint)
+    pq.write_table(pq.read_table("in-0.parquet"), "in-2.parquet")
+    call(checkpoint)
+    assert Path("out/in-2-00000.parquet").exists()
+    rows = pq.read_table("in-1.parquet").to_pylist()
+    rows[0]["user"], rows[1]["user"] = rows[1]["user"], rows[0]["user"]
+    pq.write_table(pa.Table.from_pylist(rows), "in-1.parquet", row_group_size=10)
+    with pytest.raises(SystemExit, match=r"in-1-00000.parquet\] holds results for what \[in-1.parquet\] was before"):
+        call(checkpoint)
+    main(["--model_file", checkpoint, "--input=in-1.parquet", "--output=again", "--topk=4"])
+    assert [row["user"] for row in pq.read_table("again/in-1-00000.parquet").to_pylist()][:3] == [21, 20, 22]
+
+
+def test_a_row_without_a_history_keeps_its_user(checkpoint, histories):
+    rows = pq.read_table("in-1.parquet").to_pylist()
+    rows[2]["history"] = None
+    pq.write_table(pa.Table.from_pylist(rows), "in-1.parquet", row_group_size=10)
+    with pytest.raises(SystemExit, match=r"in-1.parquet, group 0, row 3 \(user 22\) cannot be used"):
+        call(checkpoint)
+    main(["--model_file", checkpoint, "--input=in-1.parquet", "--output=other", "--keep_going"])
+    row = pq.read_table("other/in-1-00000.parquet").to_pylist()[2]
+    assert row["user"] == 22 and "no list of item tokens" in row["error"]
+
+
 def test_a_bad_row_is_named_and_its_part_is_not_written(checkpoint, histories):
     table = pq.read_table("in-1.parquet").to_pylist()
     table[12]["history"] = ["?"]
