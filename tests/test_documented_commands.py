@@ -1,6 +1,6 @@
-"""Every command of README and docs runs, shortened by flags, in a copy of the tree; the run ends with the list of them.
+"""Commands of README, sheets and protocols run, shortened by flags, in a copy of the tree; the end lists them.
 
-The pages that begin with a table of one's own are in tests/test_docs.py.
+The pages that begin with a table of one's own are in tests/test_docs.py; what docs/robustness.md runs are tests.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from .conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "models").glob("*.md")), ROOT / "docs" / "first-run.md"]
+PAGES.append(ROOT / "docs" / "protocols.md")
 # What installs, or is the whole test suite: .ci/run does both. What makes pictures runs commands that are here.
 NOT_HERE = ("make ", "pip ", "uv ", "python docs/")
 PROGRAM = [sys.executable, "-c", "from recbole_diffusion.commands import main; main()"]

@@ -147,20 +147,16 @@ class CDDRec(DiffusionRecommender):
 
     # ------------------------------------------------------------------ inference
 
-    def query(self, x: Tensor) -> Tensor:
-        """What ranking multiplies the compared items by: x, or where cosines are compared x at length 1 / temperature.
+    def query(self, x_start: Tensor) -> Tensor:
+        """x_start [..., D], or where cosines are compared x_start at length 1 / temperature.
 
         Cosines span 2 alone: as they are, a softmax over many items could not hear them beside a learned seen value.
         """
-        return x if self.similarity == "dot" else self.compared(x) / self.temperature
+        return x_start if self.similarity == "dot" else self.compared(x_start) / self.temperature
 
     def output_layer(self, items: slice = slice(None)) -> tuple[Tensor, None]:
         """The item embeddings, as they are compared."""
         return self.compared(self.item_embedding.weight[items]), None
-
-    def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
-        """Inner products with x_start [..., D], or cosines over the temperature: [..., n_items]."""
-        return super().item_scores(self.query(x_start), items)
 
     def decode_last(self, interaction, steps: Tensor) -> Tensor:
         """mu(e_s, t) of some steps [S] at the last position (Eq. 3): [S, B, D]."""

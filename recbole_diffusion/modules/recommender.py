@@ -154,12 +154,16 @@ class SequenceRecommender(SequentialRecommender):
         """Embedding of the item each user would want next, [B, D]: the mean over ``inference_seeds``."""
         return seed_average(lambda part: self.sample_start(interaction, part), self.inference_seeds)
 
+    def query(self, x_start: Tensor) -> Tensor:
+        """What ranking multiplies the items' vectors by: x_start itself, [..., D]."""
+        return x_start
+
     def item_scores(self, x_start: Tensor, items: slice = slice(None)) -> Tensor:
         """Score items by their inner product with x_start (DiffuRecSys, Eq. 26): [..., D] to [..., n_items].
 
         Padding gets minus infinity.
         """
-        scores = F.linear(x_start, *self.output_layer(items)).float()
+        scores = F.linear(self.query(x_start), *self.output_layer(items)).float()
         if not items.start:
             scores[..., 0] = -torch.inf
         return scores

@@ -39,7 +39,8 @@ class HistoryEncoder(nn.Module):
         """[B, L], padded on the right, and [B], from 1 to L, to [B, D] or [B, D + 1]."""
         if not isinstance(self.model, SequenceRecommender):
             return self.model(item_seq, item_seq_len)
-        vector = self.model.generate({self.model.ITEM_SEQ: item_seq, self.model.ITEM_SEQ_LEN: item_seq_len})
+        interaction = {self.model.ITEM_SEQ: item_seq, self.model.ITEM_SEQ_LEN: item_seq_len}
+        vector = self.model.query(self.model.generate(interaction))
         biased = self.model.output_layer()[1] is not None
         return torch.cat([vector, torch.ones_like(vector[:, :1])], dim=-1) if biased else vector
 

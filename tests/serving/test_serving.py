@@ -26,7 +26,7 @@ def train(model: str, **overrides) -> str:
     return run(model, "markov-toy", config_dict={**own, **overrides})["model_file"]
 
 
-def served(folder, histories: list[list[str]], k: int) -> list[list[str]]:
+def served(folder, histories: list[list[str]], k: int) -> tuple[list[list[str]], np.ndarray]:
     """What a server does with the folder: no PyTorch."""
     about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     number = {token: place for place, token in enumerate(about["tokens"])}
@@ -39,7 +39,8 @@ def served(folder, histories: list[list[str]], k: int) -> list[list[str]]:
     }
     scores = session.run(None, feed)[0] @ np.load(folder / "items.npy").T
     scores[:, 0] = -np.inf
-    return [[about["tokens"][item] for item in np.argsort(-row, kind="stable")[:k]] for row in scores]
+    best = np.argsort(-scores, kind="stable")[:, :k]
+    return [[about["tokens"][item] for item in row] for row in best], np.take_along_axis(scores, best, 1)
 
 
 @pytest.mark.slow
@@ -62,9 +63,11 @@ def test_onnx_runtime_ranks_as_the_model(tmp_path, model, overrides, capsys):
     assert "100.0% of the top 20 lists" in capsys.readouterr().out
     recommender = Recommender(file)
     histories = [recommender.tokens[place : place + 1 + place % 5] for place in range(1, 40)]
-    expected = [row.items for row in recommender.stream(histories, 10)]
-    assert served(tmp_path / "served", histories, 10) == expected
-    assert served(tmp_path / "served", histories[:1], 10) == expected[:1]
+    expected = list(recommender.stream(histories, 10))
+    items, scores = served(tmp_path / "served", histories, 10)
+    assert items == [row.items for row in expected]
+    np.testing.assert_allclose(scores, [row.scores for row in expected], rtol=1e-3, atol=1e-4)
+    assert served(tmp_path / "served", histories[:1], 10)[0] == items[:1]
 
 
 @pytest.mark.slow
