@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_diffusion.compat.values import read_yaml
-from recbole_diffusion.config.checks import check_keys, near_keys
+from recbole_diffusion.config.checks import check_keys, near_keys, warn_of_idle_keys
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN, START_KEYS
 from recbole_diffusion.data.sequences import PrefixDataset
 from recbole_diffusion.model.adrec import ADRec
@@ -95,6 +95,7 @@ def _with_our_props(load_internal_config_dict):
             check_training_config(merged)
         if ours is not None:
             ours.check_config(merged)
+            warn_of_idle_keys(merged, user, self.internal_config_dict)
             check_item_embeddings(merged)
 
     return wrapper

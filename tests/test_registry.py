@@ -177,6 +177,31 @@ def test_a_key_that_other_models_read_is_warned_of():
         toy_config("DiffuRec", dropout=0.3)
 
 
+IDLE = [
+    ("SeqDiffRec", {"sampling_steps": 2}, {"inference": "reverse"}),
+    ("SeqDiffRec", {"valid_sampling_steps": 2}, {"inference": "reverse"}),
+    ("DreamRec", {"ddim_eta": 0.5}, {"sampler": "ddim"}),
+    ("DiffuRec", {"positions_from": "end"}, {"use_position_embedding": True}),
+    ("ADRec", {"n_decoder_layers": 6}, {"decoder": "attention"}),
+    ("SASRecPlus", {"n_sampled_items": 5}, {"item_loss": "sampled"}),
+    ("SASRecPlus", {"seen_buckets": 2}, {"seen_items": "learned"}),
+    ("SASRecPlus", {"amp_dtype": "fp16"}, {"enable_amp": True}),
+]
+
+
+@pytest.mark.parametrize("model, said, read", IDLE, ids=str)
+def test_a_key_that_another_leaves_unread_is_warned_of_and_its_default_is_not(model, said, read, recwarn):
+    [(key, value), (other, needed)] = [*said.items(), *read.items()]
+    otherwise = {"ADRec": {"decoder": "mlp"}}.get(model, {})
+    config = toy_config(model, **otherwise, **said)
+    found = [str(one.message) for one in recwarn if "no effect where" in str(one.message)]
+    assert found == [f"{key} [{value}] has no effect where {other} is [{config[other]}], only where it is [{needed}]."]
+    recwarn.clear()
+    toy_config(model, **said, **read)
+    toy_config(model, **otherwise, **{key: toy_config(model)[key]})
+    assert not [one for one in recwarn if "no effect where" in str(one.message)]
+
+
 @pytest.mark.filterwarnings("ignore:.* has no effect on")
 def test_a_key_without_effect_has_none():
     """Layers that models share would read it."""

@@ -13,6 +13,30 @@ from typing import Any
 from recbole_diffusion.config.keys import ALIASES, KEYS, RUN
 from recbole_diffusion.config.kinds import Key
 
+# Keys that are read under one value of another key alone.
+READ_UNDER = {
+    **dict.fromkeys(
+        ("sampler", "sampling_steps", "valid_sampling_steps", "reverse_variance"), ("inference", "reverse")
+    ),
+    "ddim_eta": ("sampler", "ddim"),
+    "positions_from": ("use_position_embedding", True),
+    "n_decoder_layers": ("decoder", "attention"),
+    "n_sampled_items": ("item_loss", "sampled"),
+    "seen_buckets": ("seen_items", "learned"),
+    "amp_dtype": ("enable_amp", True),
+}
+
+
+def warn_of_idle_keys(config: Mapping[str, Any], said: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Warn of keys that were ``said``, and otherwise than by default, where the value of another leaves them unread."""
+    idle = [
+        f"{key} [{said[key]}] has no effect where {other} is [{config[other]}], only where it is [{value}]."
+        for key, (other, value) in READ_UNDER.items()
+        if key in said and said[key] != defaults.get(key) and other in config and config[other] != value
+    ]
+    if idle:
+        warnings.warn(" ".join(idle), stacklevel=2)
+
 
 def check_keys(config: Mapping[str, Any], run_only: bool = False) -> None:
     """Raise ValueError for a key whose value the table does not allow.
