@@ -52,8 +52,7 @@ def config_of(checkpoint: Mapping[str, Any], model_file, config_dict: Mapping[st
             needed = {"paper_protocol": said.get("paper_protocol") is True, "train_neg_sample_args": None}
             known = known_keys(Config(said["model"], said["dataset"], config_dict=dict(needed))) - NEVER_FROM_A_FILE
             values = {key: value for key, value in said.items() if key in known}
-            if dict(values.get("train_neg_sample_args") or {}).get("distribution") == "none":
-                values["train_neg_sample_args"] = None  # as it was before RecBole's Config filled it in
+            unfill(values)
             check_keys(values, run_only=said["model"] not in MODELS)
             _check_sizes(values, checkpoint)
             if said["model"] in MODELS:
@@ -62,6 +61,12 @@ def config_of(checkpoint: Mapping[str, Any], model_file, config_dict: Mapping[st
     except Exception as error:  # what odd values make RecBole raise has no end
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model_file [{model_file}] cannot be used as configured: {text}") from error
+
+
+def unfill(values: dict[str, Any]) -> None:
+    """Put ``train_neg_sample_args`` back to what a Config can be made of, before RecBole's filled it in."""
+    if dict(values.get("train_neg_sample_args") or {}).get("distribution") == "none":
+        values["train_neg_sample_args"] = None
 
 
 def model_of(checkpoint: Mapping[str, Any], config: Config, dataset, model_file):

@@ -21,7 +21,7 @@ from recbole_diffusion.analysis.evaluation import (
 )
 from recbole_diffusion.analysis.plateau import avg_change
 from recbole_diffusion.compat.finite import check_scores
-from recbole_diffusion.diffusion_utils import SeedNoise, sample, strided_steps
+from recbole_diffusion.diffusion_utils import SeedNoise, strided_steps
 
 MOST_STAGES = 32
 FLAT = 0.01  # stages that differ by less than this share of their NDCG are alike
@@ -156,17 +156,6 @@ def start_predictions(model, interaction, seed: int) -> dict[int, Tensor]:
         if step in shown:
             found[step] = x_start
 
-    x_T = noise(model.item_embedding.weight.new_empty(len(interaction), model.hidden_size))
     with model.chain_autocast():
-        sample(
-            model.diffusion,
-            model.denoiser(interaction, noise),
-            x_T,
-            model.sampler,
-            len(chain),
-            model.ddim_eta,
-            draw_noise=noise,
-            callback=keep,
-            reverse_variance=model.reverse_variance,
-        )
+        model.run_chain(model.denoiser(interaction, noise), noise, len(interaction), len(chain), keep)
     return {step: x_start.float() for step, x_start in found.items()}

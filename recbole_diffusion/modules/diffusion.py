@@ -97,18 +97,22 @@ class DiffusionRecommender(SequenceRecommender):
         """Mixed precision for `denoiser` and the chain that calls what it returns."""
         return self.autocast()
 
-    def run_chain(self, predict_start, noise: SeedNoise, batch: int) -> Tensor:
-        """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D]."""
+    def run_chain(self, predict_start, noise: SeedNoise, batch: int, steps: int | None = None, callback=None) -> Tensor:
+        """Walk from noise to x_0 as the keys ``inference`` and ``sampler`` say: [S, B, D].
+
+        With ``steps`` it is a chain of so many, also where the model infers in one; ``callback`` is that of `sample`.
+        """
         like = self.item_embedding.weight.new_empty(len(noise.generators) * batch, self.hidden_size)
-        method = "one_step" if self.inference == "one_step" else self.sampler
+        method = "one_step" if self.inference == "one_step" and steps is None else self.sampler
         x_start = sample(
             self.diffusion,
             predict_start,
             noise(like),
             method,
-            self.sampling_steps,
+            steps or self.sampling_steps,
             self.ddim_eta,
             draw_noise=noise,
+            callback=callback,
             reverse_variance=self.reverse_variance,
         )
         return x_start.float().view(-1, batch, self.hidden_size)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from recbole_diffusion.config.keys import START_KEYS
-from recbole_diffusion.stored import NEVER_FROM_A_FILE
+from recbole_diffusion.stored import NEVER_FROM_A_FILE, unfill
 
 ROLES = ("user", "item")
 # How a table was read, and what a later one is read by as well: `data.atomic.TableOptions` without what is of one file.
@@ -78,8 +78,7 @@ class KnownUsers:
             if plain["time"].dtype != torch.float64 or not np.isfinite(frame["time"]).all():
                 raise ValueError("no times")
             params = {key: config[key] for key in plain["params"] if key not in NOT_KEPT and key in config}
-            if (params.get("train_neg_sample_args") or {}).get("distribution") == "none":
-                params["train_neg_sample_args"] = None  # as it was before RecBole's Config filled it in
+            unfill(params)
             if type(epochs := plain["params"].get("epochs")) is int:
                 params["epochs"] = epochs
             options = {key: value for key, value in (plain.get("options") or {}).items() if key in KEPT_OPTIONS}
