@@ -97,10 +97,11 @@ class NeedsData(AttributeError):
 
 
 class Catalogue:
-    """Stands in for the dataset where a model only counts its items."""
+    """Stands in for the dataset where a model only counts its items, and the places of a history."""
 
-    def __init__(self, field: str, tokens: list[str] | None):
-        self.field, self.tokens = field, tokens
+    def __init__(self, config: Config, tokens: list[str] | None):
+        self.field, self.tokens = config["ITEM_ID_FIELD"], tokens
+        self.field2seqlen = {f"{self.field}{config['LIST_SUFFIX']}": config["MAX_ITEM_LIST_LENGTH"]}
 
     def num(self, field: str) -> int:
         """Number of items, the padding among them."""

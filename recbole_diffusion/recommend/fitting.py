@@ -117,7 +117,7 @@ def _check_recommends(config, known: KnownUsers) -> None:
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise ValueError(f"model [{config['model']}] reads no histories: it cannot be fitted to recommend for them.")
     try:
-        get_model(config["model"])(config, Catalogue(config["ITEM_ID_FIELD"], ["[PAD]", *known.frame["item"].unique()]))
+        get_model(config["model"])(config, Catalogue(config, ["[PAD]", *known.frame["item"].unique()]))
     except NeedsData as error:
         raise ValueError(
             f"model [{config['model']}] reads more than histories ({error}): train it with `recbole-diffusion run`."
@@ -128,7 +128,7 @@ def _take_up(recommender: Recommender, known: KnownUsers) -> Recommender:
     """Let a recommender know users, histories and new items, without training."""
     config, old = recommender.checkpoint["config"], recommender.model
     tokens = [*recommender.tokens, *(item for item in known.frame["item"].unique() if item not in recommender.ids)]
-    model = get_model(recommender.name)(config, Catalogue(config["ITEM_ID_FIELD"], tokens)).to(recommender.device)
+    model = get_model(recommender.name)(config, Catalogue(config, tokens)).to(recommender.device)
     take_over(model, recommender, known, config, tokens, held_out=0)
     if hasattr(old, "inference_seeds"):
         model.inference_seeds = old.inference_seeds
@@ -177,7 +177,7 @@ def _grown(before: Tensor, rows: Tensor, near: Tensor) -> Tensor:
 def _per_item(config, n_items: int, found: dict[str, Tensor]) -> set[str]:
     """Names of the weights with a row for each item: those that grow with the catalogue."""
     try:
-        larger = get_model(config["model"])(config, Catalogue(config["ITEM_ID_FIELD"], ["[PAD]"] * (n_items + 1)))
+        larger = get_model(config["model"])(config, Catalogue(config, ["[PAD]"] * (n_items + 1)))
     except NeedsData:
         raise ValueError(f"update does not work for [{config['model']}], whose layers read the data.") from None
     return {name for name, value in larger.state_dict().items() if value.shape != found[name].shape}

@@ -95,7 +95,7 @@ class Recommender(FrameRecommender):
             raise ValueError(f"model_file [{model_file}] holds [{config['model']}], which reads no histories.")
         self.name, self.model_file, tokens = config["model"], model_file, state.get("item_tokens")
         try:
-            model = model_of(checkpoint, config, Catalogue(config["ITEM_ID_FIELD"], tokens), model_file)
+            model = model_of(checkpoint, config, Catalogue(config, tokens), model_file)
         except NeedsData:
             config, model, dataset, *_ = load_data_and_model(model_file, config_dict)
             tokens = dataset.field2id_token[dataset.iid_field].tolist()

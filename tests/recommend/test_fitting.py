@@ -212,6 +212,15 @@ def test_a_model_that_cannot_recommend_for_a_history_is_refused_before_it_trains
         Recommender.fit(table(), model, state="ERROR", show_progress=False, epochs=1)
 
 
+def test_a_model_that_asks_for_the_length_of_a_history_is_told_it():
+    found = Recommender.fit(table(), "CORE", **FAST, limit_train_batches=1)
+    assert found.model.net.position_embedding.num_embeddings == found.checkpoint["config"]["MAX_ITEM_LIST_LENGTH"]
+    before = found.recommend([[table()["item"][0]]], k=3)["score"]
+    found.update(later(table()), epochs=0)
+    assert "new a" in found.ids and found.recommend([["new a"]], k=3)["score"].notna().all()
+    assert found.recommend([[table()["item"][0]]], k=3)["score"].iloc[0] >= before.iloc[0]
+
+
 @pytest.mark.slow
 def test_a_model_that_draws_has_a_spread_and_numbers_stay_numbers():
     frame = table()
