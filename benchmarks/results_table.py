@@ -212,41 +212,46 @@ def user_tests(part: Part) -> str:
     cells = {(name, other): [name if other == base else f"{name} less {other}"] for name, other in tests}
     for protocol in PROTOCOLS:
         pairs = {test: user_pairs(part.results, *(part.runs[name] for name in test), protocol) for test in tests}
-        found = {test: paired_test(*pair) for test, pair in pairs.items() if pair}
+        found = {test: paired_test(*pair[:2]) for test, pair in pairs.items() if pair}
         p_values = {test: p for test, (_, p, _) in found.items() if p is not None}
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         for test, line in cells.items():
             if test not in found:
                 line.append("none")
                 continue
-            low, high = paired_interval(*pairs[test])
+            *pair, seeds = pairs[test]
+            low, high = paired_interval(*pair)
             p = "no spread"
             if test in corrected:
                 p = f"p {corrected[test]:.2g}" if corrected[test] else "p < 1e-300"  # less than a float can say
-            line.append(f"{found[test][0]:+.4f} ({low:+.4f} to {high:+.4f}), {p}")
+            both = set.intersection(*({run["seed"] for run in part.runs[name]} for name in test))
+            only = f"; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} alone" if set(seeds) != both else ""
+            line.append(f"{found[test][0]:+.4f} ({low:+.4f} to {high:+.4f}), {p}{only}")
     tested = [line for line in cells.values() if set(line[1:]) != {"none"}]
     without = [line[0] for line in cells.values() if set(line[1:]) == {"none"}]
     others = " or of the row that is named" if any(other != base for _, other in tests) else ""
     words = (
-        f"NDCG@10 less that of {base}{others}, user by user (of several test rows of a user their mean), each the mean "
-        "over the seeds that both have: difference, its 95 % interval, and p of a two-sided paired t-test that Holm's "
-        "method corrects for the rows. Both are over users, for the networks as they were trained: what other training "
-        "seeds change, the spreads above tell, where a row has several.\n\n"
+        f"NDCG@10 less that of {base}{others}, user by user (of several test rows of a user their mean, where the "
+        "tables above are means over test rows), each the mean over the seeds of which both have ranks: difference, its "
+        "95 % interval, and p of a two-sided paired t-test that Holm's method corrects for the rows. Both are over "
+        "users, for the networks as they were trained: what other training seeds change, the spreads above tell, where "
+        "a row has several.\n\n"
     )
     head = ["", "difference", "history masked"]
     text = words + markdown_table(head, tested) if tested else words
-    return text + (f"\nNot tested, as their ranks were not kept: {', '.join(without)}.\n" if without else "")
+    untested = f"\nNot tested, as ranks of one of the two were not kept: {', '.join(without)}.\n"
+    return text + (untested if without else "")
 
 
-def user_pairs(results: Path, own: list[dict], base: list[dict], protocol: str) -> list[np.ndarray] | None:
-    """NDCG@10 of each user, ours and the baseline's, means over shared seeds; None without ranks of the same rows."""
-    others, pairs = {run["seed"]: run for run in base}, []
+def user_pairs(results: Path, own: list[dict], base: list[dict], protocol: str) -> tuple | None:
+    """NDCG@10 of each user, ours and the baseline's, means over seeds, and these; None without ranks of both."""
+    others, pairs = {run["seed"]: run for run in base}, {}
     for run in own:
         pair = [user_ndcg(results, found, protocol) for found in (run, others.get(run["seed"])) if found]
         if len(pair) == 2 and all(values is not None for values in pair):
             if run["data"]["test"] == others[run["seed"]]["data"]["test"]:
-                pairs.append(pair)
-    return list(np.mean(pairs, axis=0)) if pairs else None
+                pairs[run["seed"]] = pair
+    return (*np.mean(list(pairs.values()), axis=0), sorted(pairs)) if pairs else None
 
 
 def user_ndcg(results: Path, run: Mapping[str, Any], protocol: str, k: int = 10) -> np.ndarray | None:

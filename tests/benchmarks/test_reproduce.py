@@ -551,7 +551,11 @@ def test_users_are_paired_over_shared_seeds_and_p_is_holms(tmp_path):
         low, high = test.confidence_interval(0.95)
         line = f"{difference:+.4f} ({low:+.4f} to {high:+.4f}), p {expected[test.pvalue]:.2g}"
         assert f"| {name} | {line} | {line} |" in text
-    assert "Not tested, as their ranks were not kept: DiffuRecSys V2, SeqDiffRec," in text
+    assert "Not tested, as ranks of one of the two were not kept: DiffuRecSys V2, SeqDiffRec," in text
+    assert "alone" not in text
+    # A seed that both have and whose ranks one lacks is left out of the test, and that is said.
+    text = rendered(tmp_path, *rows, fake_run("DiffuRec", 2, 0.05), fake_run("SASRecPlus", 2, 0.05))
+    assert part_of(text, "papers", "amazon-beauty").count("; seed 1 alone |") == 2
 
 
 def test_a_row_is_tested_against_those_it_names_and_all_tests_are_corrected_together(tmp_path):
