@@ -232,10 +232,10 @@ def user_tests(part: Part) -> str:
     others = " or of the row that is named" if any(other != base for _, other in tests) else ""
     words = (
         f"NDCG@10 less that of {base}{others}, user by user (of several test rows of a user their mean, where the "
-        "tables above are means over test rows), each the mean over the seeds of which both have ranks: difference, its "
-        "95 % interval, and p of a two-sided paired t-test that Holm's method corrects for the rows. Both are over "
-        "users, for the networks as they were trained: what other training seeds change, the spreads above tell, where "
-        "a row has several.\n\n"
+        "tables above are means over test rows), each the mean over the seeds of which both have ranks: difference, "
+        "its 95 % interval, and p of a two-sided paired t-test that Holm's method corrects for the rows. Both are "
+        "over users, for the networks as they were trained: what other training seeds change, the spreads above tell, "
+        "where a row has several.\n\n"
     )
     head = ["", "difference", "history masked"]
     text = words + markdown_table(head, tested) if tested else words
