@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole_diffusion.data.sequences import SequenceRows, UserSequenceDataset
+from recbole_diffusion.data.sequences import UserSequenceDataset
 
 TRAINING_ROWS = ("prefixes", "users")
 
@@ -19,7 +19,7 @@ class ChosenRowsDataset(UserSequenceDataset):
         train, *others = super().build()
         if self.config["training_rows"] == "prefixes":
             train.windows = None
-        elif isinstance(train.windows, SequenceRows):
+        else:
             # Windows lie by user and time: the last one of each user ends in the last target.
             first = train.windows.first
             last = first.diff(append=first[-1:] + 1) != 0

@@ -18,7 +18,7 @@ from recbole_diffusion.modules.layers import (
     TransformerEncoder,
     sinusoidal_embedding,
 )
-from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.ragged import TokenLayout, last_items
 
 
 class SeqDiffRec(DiffusionRecommender):
@@ -83,9 +83,7 @@ class SeqDiffRec(DiffusionRecommender):
         Returns the sequences [B, min(L + 1, MAX_ITEM_LIST_LENGTH)], padded on the right, and their lengths [B].
         """
         item_seq = F.pad(item_seq, (0, 1)).scatter(1, item_seq_len.unsqueeze(1), item.unsqueeze(1))
-        dropped = (item_seq_len + 1 - self.max_seq_length).clamp(min=0)
-        kept = torch.arange(min(item_seq.shape[1], self.max_seq_length), device=item_seq.device)
-        return item_seq.gather(1, dropped.unsqueeze(1) + kept), item_seq_len + 1 - dropped
+        return last_items(item_seq, item_seq_len + 1, self.max_seq_length)
 
     def diffuse(self, h: Tensor, t: Tensor, noise: Tensor, layout: TokenLayout) -> Tensor:
         """h^n ~ q(h^n | h^0) at the last ``noised_items`` positions, h^0 before (Eq. 7, by Eq. 2): [N, D], t [B]."""

@@ -28,6 +28,15 @@ def next_items(item_seq: Tensor, item_seq_len: Tensor, target: Tensor) -> Tensor
     return following[real_positions(item_seq_len)]
 
 
+def last_items(item_seq: Tensor, item_seq_len: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The last ``length`` items of sequences [B, L], padded on the right, of lengths [B]; fewer where L is less."""
+    if item_seq.shape[1] <= length:
+        return item_seq, item_seq_len
+    dropped = (item_seq_len - length).clamp(min=0)
+    kept = torch.arange(length, device=item_seq.device)
+    return item_seq.gather(1, dropped.unsqueeze(1) + kept), item_seq_len - dropped
+
+
 class Group(NamedTuple):
     """Neighbouring sequences of a layout that attention treats as one padded batch."""
 

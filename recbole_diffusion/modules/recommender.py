@@ -16,7 +16,7 @@ from recbole_diffusion.diffusion_utils import (
     seed_average,
 )
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
-from recbole_diffusion.modules.ragged import TokenLayout
+from recbole_diffusion.modules.ragged import TokenLayout, last_items
 from recbole_diffusion.modules.ranking import topk
 from recbole_diffusion.modules.seen import Seen, SeenItems, without_targets
 
@@ -99,8 +99,8 @@ class SequenceRecommender(SequentialRecommender):
         """Called where training starts and no checkpoint gave the items; a model that needs one logs a warning."""
 
     def history(self, interaction) -> tuple[Tensor, Tensor]:
-        """``item_seq`` [B, L] and ``item_seq_len`` [B]; padding beyond the model's longest history is cut off."""
-        return interaction[self.ITEM_SEQ][:, : self.max_seq_length], interaction[self.ITEM_SEQ_LEN]
+        """``item_seq`` [B, L] and ``item_seq_len`` [B], of longer histories the last MAX_ITEM_LIST_LENGTH items."""
+        return last_items(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
 
     def layout(self, item_seq_len: Tensor, length: int) -> TokenLayout:
         """The flat order of the tokens of a batch, ragged unless the key ``ragged`` turns it off."""

@@ -174,28 +174,59 @@ def test_rows_for_evaluation_bring_all_that_the_user_had(folder):
             assert [int(item[i][1:]) for i in items[rows == row]] == HISTORIES[name][:-held_out]
 
 
-def test_benchmark_files_keep_one_training_row_a_user(tmp_path):
-    (tmp_path / "tiny").mkdir()
-    header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+def benchmark(folder, train, model="CDDRec", **overrides):
+    """The split of files whose rows are "user history target"; those for validation and test are two each."""
+    (folder / "tiny").mkdir(exist_ok=True)
     files = {
-        "train": ["a\ti1\ti2", "a\ti1 i2 i3\ti4", "a\ti1 i2\ti3", "b\ti2\ti5"],
+        "train": train,
         "valid": ["a\ti1 i2 i3 i4\ti5", "a\ti1\ti3"],
         "test": ["b\ti2 i5\ti1", "b\ti2\ti1"],
     }
     for name, lines in files.items():
-        (tmp_path / "tiny" / f"tiny.{name}.inter").write_text("\n".join([header, *lines]))
-    dataset, train, valid, test = split(
-        tmp_path,
+        header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+        (folder / "tiny" / f"tiny.{name}.inter").write_text("\n".join([header, *lines]))
+    return split(
+        folder,
+        model,
         benchmark_filename=list(files),
         load_col={"inter": ["user_id", "item_id_list", "item_id"]},
         alias_of_item_id=["item_id_list"],
+        **overrides,
     )
+
+
+def test_benchmark_files_have_every_target_in_one_window(tmp_path):
+    nested = ["a\ti1\ti2", "a\ti1 i2 i3\ti4", "a\ti1 i2\ti3", "b\ti2\ti5"]
+    dataset, train, valid, test = benchmark(tmp_path, nested)
     assert sorted(rows_of(train._dataset[:], dataset)) == [("a", [1, 2, 3], 4), ("b", [2], 5)]
     assert len(valid._dataset) == len(test._dataset) == 2
     unseen = UnseenItems(train._dataset)
     user, item = dataset.field2token_id["user_id"], dataset.field2token_id["item_id"]
     drawn = unseen.sample(torch.full((50,), user["a"]))[0]
     assert set(drawn.tolist()) == {item["i5"]}
+
+
+@pytest.mark.parametrize(
+    "rows, windows",
+    [
+        # Cut to the last two, a longer history than MAX_ITEM_LIST_LENGTH, and rows of another user in between.
+        (
+            ["a\ti1\ti2", "a\ti1 i2\ti3", "b\ti2\ti5", "a\ti2 i3\ti4", "a\ti3 i4\ti5"],
+            [("a", [1, 2], 3), ("a", [3, 4], 5), ("b", [2], 5)],
+        ),
+        (["a\ti1 i2 i3 i4\ti5"], [("a", [1, 2], 3), ("a", [3, 4], 5)]),
+        # Some prefixes are missing.
+        (["a\ti1\ti2", "a\ti1 i2 i3 i4\ti5"], [("a", [1, 2], 3), ("a", [3, 4], 5)]),
+        # Two sequences that have nothing to do with each other.
+        (["a\ti1\ti2", "a\ti4\ti5"], [("a", [1], 2), ("a", [4], 5)]),
+    ],
+)
+def test_benchmark_rows_are_stitched(tmp_path, rows, windows):
+    dataset, train, *_ = benchmark(tmp_path, rows, MAX_ITEM_LIST_LENGTH=2)
+    assert sorted(rows_of(train._dataset[:], dataset)) == windows
+    assert len(train._dataset.inter_feat) == len(rows)
+    dataset, train, *_ = benchmark(tmp_path, rows, "SeqDiffRec", MAX_ITEM_LIST_LENGTH=2, training_rows="users")
+    assert [row for row in rows_of(train._dataset[:], dataset) if row[0] == "a"][-1] == windows[-1 - (len(rows) == 5)]
 
 
 def test_a_copy_and_a_pickle_read_what_they_hold(folder):

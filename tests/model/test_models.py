@@ -62,6 +62,28 @@ def test_scores_do_not_depend_on_the_padding_length(name):
         torch.testing.assert_close(scores(it.model, interaction), whole, rtol=1e-4, atol=1e-5)
 
 
+def test_of_a_history_longer_than_the_longest_the_last_items_are_read(name):
+    """RecBole's benchmark files may hold such lists; the other rows' scores stay."""
+    it = toy(name, **few_steps(name))
+    interaction = batch_of(it.test, 12)
+    whole, n, seq = scores(it.model, interaction), interaction[it.model.ITEM_SEQ_LEN], interaction[it.model.ITEM_SEQ]
+    length = it.model.max_seq_length
+    earlier = torch.randint(1, it.model.n_items, (length,))
+    long = torch.nn.functional.pad(seq, (0, length))
+    for row in (3, 7):  # its items come behind as many others as make it end in all that is read
+        own = torch.cat([earlier, seq[row, : n[row]]])
+        long[row, : len(own)], n[row] = own, len(own)
+    interaction.interaction[it.model.ITEM_SEQ] = long
+    found = scores(it.model, interaction)
+    others = [row for row in range(12) if row not in (3, 7)]
+    torch.testing.assert_close(found[others], whole[others], rtol=1e-4, atol=1e-5)
+    cut = torch.stack([long[row, n[row] - length : n[row]] for row in (3, 7)])
+    alone = interaction[[3, 7]]
+    torch.testing.assert_close(scores(it.model, alone), found[[3, 7]], rtol=1e-4, atol=1e-5)
+    alone.interaction.update({it.model.ITEM_SEQ: cut, it.model.ITEM_SEQ_LEN: torch.full((2,), length)})
+    torch.testing.assert_close(scores(it.model, alone), found[[3, 7]], rtol=1e-4, atol=1e-5)
+
+
 def test_other_seeds_give_other_scores(name):
     interaction = None
     found = []
