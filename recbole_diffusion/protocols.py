@@ -14,6 +14,7 @@ import torch
 from recbole.utils import ModelType
 
 PROTOCOLS = ("candidates", "masked")
+LEAST = torch.finfo(torch.float32).min  # of masked items: above a target that is no candidate itself
 
 
 class BothProtocols:
@@ -57,6 +58,7 @@ class BothProtocols:
     def _full_sort_batch_eval(self, batched_data):
         """Score a batch, collect it under the protocol that is not asked for, and return it under the other."""
         interaction, scores, positive_u, positive_i = super()._full_sort_batch_eval(batched_data)
+        put_last(scores, positive_u, positive_i)
         own, other = PROTOCOLS[:: -1 if self.config["mask_history"] else 1]
         if self.keep_ranks:
             users = interaction[self.config["USER_ID_FIELD"]][positive_u.cpu()]
@@ -73,10 +75,10 @@ class BothProtocols:
             self._other_collector = copy.copy(self.eval_collector)
             self._other_collector.data_struct = copy.deepcopy(self.eval_collector.data_struct)
         if not self.config["mask_history"]:
-            scores[row, item] = -torch.inf
+            scores[row, item] = LEAST
         self._other_collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
         self._note_ranks(other, scores, positive_u, positive_i)
-        scores[row, item] = -torch.inf if self.config["mask_history"] else kept
+        scores[row, item] = LEAST if self.config["mask_history"] else kept
         self._note_ranks(own, scores, positive_u, positive_i)
         return interaction, scores, positive_u, positive_i
 
@@ -86,6 +88,20 @@ class BothProtocols:
             best = scores.topk(max(self.config["topk"]), dim=-1).indices
             found = best[positive_u] == positive_i.to(scores.device)[:, None]
             self._rows[-1][protocol] = (found.int().argmax(1) + 1) * found.any(1)
+
+
+def put_last(scores: torch.Tensor, positive_u: torch.Tensor, positive_i: torch.Tensor) -> None:
+    """Put targets with minus infinity (``seen_items: excluded``) behind all else, in place.
+
+    Where a catalogue has few other candidates, the best k would be filled up with items of minus infinity, which a
+    metric counts as any other.
+    """
+    positive_u, positive_i = positive_u.to(scores.device), positive_i.to(scores.device)
+    lost = scores[positive_u, positive_i].isneginf()
+    if lost.any():
+        rows = positive_u[lost].unique()
+        scores[rows] = scores[rows].clamp(min=LEAST)
+        scores[positive_u[lost], positive_i[lost]] = -torch.inf
 
 
 def _by_user(rows: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:

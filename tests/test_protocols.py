@@ -9,6 +9,8 @@ import pytest
 import torch
 from recbole.trainer import S3RecTrainer
 
+from recbole_diffusion.analysis.evaluation import Evaluation
+from recbole_diffusion.analysis.places import hit
 from recbole_diffusion.protocols import _by_user
 from recbole_diffusion.quick_start import build_trainer, prepare_data, run
 
@@ -61,6 +63,25 @@ def test_a_target_in_the_history_stays_a_candidate(tmp_path):
         "SASRecPlus", "back", None, {**SHORT, "data_path": str(tmp_path), "topk": [4], "valid_metric": "NDCG@4"}
     )
     assert result["test_results"]["masked"]["hit@4"] == 1.0
+
+
+@pytest.mark.parametrize("model", ["SASRecPlus", "DiffuRec"])
+def test_an_excluded_target_is_a_miss_however_small_the_catalogue(tmp_path, model):
+    """Two items are left to rank, and k is 5: the rest of the list has no score."""
+    (tmp_path / "back").mkdir()
+    lines = [f"{u}\ti{i}\t{t}" for u in range(12) for t, i in enumerate([1, 2, 3 + u % 3, 1 + u % 2])]
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (tmp_path / "back" / "back.inter").write_text(header + "\n".join(lines))
+    keys = {"data_path": str(tmp_path), "topk": [5], "valid_metric": "NDCG@5", "seen_items": "excluded"}
+    if model == "DiffuRec":
+        keys |= {"num_steps": 4, "inference_seeds": [1, 2]}
+    result = run(model, "back", None, {**SHORT, **keys, "checkpoint_dir": str(tmp_path / "saved")})
+    assert {name: found["hit@5"] for name, found in result["test_results"].items()} == {"candidates": 0, "masked": 0}
+    it = Evaluation(result["model_file"], 100, 0, tmp_path, {"data_path": str(tmp_path)})
+    assert not hit(it.places).any() and (it.masked_places >= 4).all()
+    if model == "DiffuRec":
+        assert all(not hit(places).any() for places in it.seed_ranking.group_places.values())
+        assert not hit(it.seed_ranking.places).any()
 
 
 @pytest.mark.slow

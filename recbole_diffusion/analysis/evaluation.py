@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +15,14 @@ from plotly.graph_objects import Figure
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_diffusion.analysis.places import K, place_of
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.compat.progress import bar
 from recbole_diffusion.diffusion_utils import seed_average
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
+from recbole_diffusion.protocols import put_last
 from recbole_diffusion.quick_start import load_data_and_model
 
-K = 10  # of Hit@K and NDCG@K
 PLATEAU_K = 40  # scores that Avg.Change looks at
 SEED_COUNTS = (1, 2, 5, 10, 20)
 MAX_SCORES = 2**25  # most item scores held at once, over batch and seeds
@@ -82,6 +82,8 @@ class Evaluation:
         self.is_diffusion = isinstance(self.model, DiffusionRecommender)
         self.train, test = train_data._dataset, test_data._dataset
         self.n_items, self.n_rows = test.item_num, len(test)
+        if not self.n_rows:
+            raise ValueError(f"model_file [{model_file}] has no test rows: its split leaves none.")
         rows = torch.arange(self.n_rows)
         if self.n_rows > max_users:
             rows = rows[torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))[:max_users]]
@@ -129,6 +131,7 @@ class Evaluation:
                 ) from None
             scores[:, 0] = -torch.inf
             check_scores(scores, self.config["model"])
+            put_last(scores, torch.arange(len(scores)), self.target[rows])
             best = scores.topk(min(PLATEAU_K, self.n_items - 1))
             found.append([part.cpu() for part in (*best, self._place_without_history(scores, rows))])
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -144,7 +147,8 @@ class Evaluation:
         pair = (self.history[0][inside] - rows.start) * self.n_items + self.history[1][inside]
         pair = pair.unique().to(scores.device)
         row = pair // self.n_items
-        ahead = scores[row, pair % self.n_items] > own[row, 0]
+        # A target that is no candidate itself (`seen_items: excluded`) stays behind all else.
+        ahead = (scores[row, pair % self.n_items] > own[row, 0]) & own[row, 0].isfinite()
         return better - row[ahead].bincount(minlength=len(better))
 
     @property
@@ -232,7 +236,8 @@ class Evaluation:
             target = self.target[rows]
             scores = self.model.item_scores(self.x_start[:, rows].to(self.config["device"]))
             self.add_seen(self.batch(rows), scores)
-            p = scores.softmax(-1)
+            p, row = scores.softmax(-1), torch.arange(len(target))
+            p[:, row, target] -= 1e-30 * scores[:, row, target].isneginf()  # behind others of probability 0
             top = p.topk(k).indices.cpu()
             mean, std = seed_average(lambda part, p=p: p, seeds, return_std=True)
             average_top = mean.topk(k).indices
@@ -251,35 +256,6 @@ class Evaluation:
 def percent(share: float) -> str:
     """A share as a percentage with two significant digits."""
     return f"{100 * share:.2g} %"
-
-
-def place_of(top: Tensor, target: Tensor) -> Tensor:
-    """Place from 0 of target [U] among the best items [..., U, k], infinite where it is not there: [..., U]."""
-    hit = top == target.unsqueeze(-1)
-    return torch.where(hit.any(-1), hit.float().argmax(-1), torch.inf)
-
-
-def ndcg(places: Tensor, k: int = K) -> Tensor:
-    """NDCG@k of one target at each place (from 0), in the shape of ``places``."""
-    return torch.where(places < k, 1 / (places.double() + 2).log2(), 0.0)
-
-
-def hit(places: Tensor, k: int = K) -> Tensor:
-    """Hit@k of one target at each place (from 0), in the shape of ``places``."""
-    return (places < k).double()
-
-
-def group_metrics(places: Tensor, groups: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Hit@10 and NDCG@10 of named groups of rows (bool [U]), each with half the width of its 95% interval."""
-    table = []
-    for name, inside in groups.items():
-        row = {"group": name, "users": int(inside.sum())}
-        for metric, values in (("hit@10", hit(places)), ("ndcg@10", ndcg(places))):
-            values = values.numpy()[inside]
-            row[metric] = values.mean() if len(values) else math.nan
-            row[f"{metric}_ci95"] = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        table.append(row)
-    return pd.DataFrame(table)
 
 
 def quintiles(values: np.ndarray) -> list[np.ndarray]:

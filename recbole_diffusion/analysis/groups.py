@@ -7,7 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from recbole_diffusion.analysis.evaluation import Evaluation, Section, group_metrics, quintiles
+from recbole_diffusion.analysis.evaluation import Evaluation, Section, quintiles
+from recbole_diffusion.analysis.places import group_metrics
 from recbole_diffusion.analysis.stages import length_label
 
 HEAD_SHARE = 0.2

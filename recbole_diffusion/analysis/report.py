@@ -14,8 +14,9 @@ from plotly.offline import get_plotlyjs
 from recbole_diffusion.analysis import SECTIONS
 from recbole_diffusion.analysis.curves import curves
 from recbole_diffusion.analysis.embeddings import embedding_map
-from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section, hit, ndcg
+from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section
 from recbole_diffusion.analysis.groups import length, popularity
+from recbole_diffusion.analysis.places import hit, ndcg
 from recbole_diffusion.analysis.seeds import diversity, seeds, uncertainty
 from recbole_diffusion.analysis.seen import seen
 from recbole_diffusion.analysis.stages import plateau, stages

@@ -7,18 +7,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from recbole_diffusion.analysis.evaluation import (
-    Evaluation,
-    NotApplicable,
-    Section,
-    group_metrics,
-    hit,
-    ndcg,
-    percent,
-    place_of,
-    quintiles,
-)
+from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section, percent, quintiles
 from recbole_diffusion.analysis.groups import INTERVALS, bars
+from recbole_diffusion.analysis.places import group_metrics, hit, ndcg, place_of
 
 NOISE = 1e-4  # a spread below this share says nothing of a user
 

@@ -6,7 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from recbole_diffusion.analysis.evaluation import Evaluation, K, Section, hit, ndcg
+from recbole_diffusion.analysis.evaluation import Evaluation, Section
+from recbole_diffusion.analysis.places import K, hit, ndcg
 
 
 def seen(evaluation: Evaluation) -> Section:

@@ -9,19 +9,12 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from recbole_diffusion.analysis.evaluation import (
-    PLATEAU_K,
-    Evaluation,
-    K,
-    NotApplicable,
-    Section,
-    ndcg,
-    place_of,
-    quintiles,
-)
+from recbole_diffusion.analysis.evaluation import PLATEAU_K, Evaluation, NotApplicable, Section, quintiles
+from recbole_diffusion.analysis.places import K, ndcg, place_of
 from recbole_diffusion.analysis.plateau import avg_change
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import SeedNoise, strided_steps
+from recbole_diffusion.protocols import put_last
 
 MOST_STAGES = 32
 FLAT = 0.01  # stages that differ by less than this share of their NDCG are alike
@@ -99,6 +92,8 @@ def stages(evaluation: Evaluation) -> Section:
             scores = [model.item_scores(x_start) for x_start in found.values()]
             change.append(torch.stack([avg_change(best_scores(evaluation, part)).cpu() for part in scores]))
             evaluation.add_seen(interaction, *scores)
+            for part in scores:
+                put_last(part, torch.arange(len(part)), evaluation.target[rows])
             top = [part.topk(min(K, evaluation.n_items - 1)).indices.cpu() for part in scores]
             gain.append(ndcg(place_of(torch.stack(top), evaluation.target[rows])))
     change, steps = torch.cat(change, 1).numpy(), list(found)

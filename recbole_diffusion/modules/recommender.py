@@ -197,6 +197,9 @@ class SequenceRecommender(SequentialRecommender):
         result = seed_average(score, self.inference_seeds, chunk, return_std)
         scores = result[0] if return_std else result
         scores[:, 0] = -torch.inf
+        if seen is not None:  # a probability of 0 is no minus infinity
+            gone = seen.values.isneginf()
+            scores[seen.rows[gone], seen.items[gone]] = -torch.inf
         return result
 
     @torch.no_grad()
@@ -208,6 +211,10 @@ class SequenceRecommender(SequentialRecommender):
         """
         x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
         part_size, seen = max(1, self.logits_chunk // x_start.shape[:2].numel()), self.seen_when_ranking(interaction)
+
+        if self.seen_items.seen_items == "excluded":
+            histories = self.history(interaction)[0]
+            exclude = histories if exclude is None else torch.cat([exclude, histories], 1)
 
         def score_part(items: slice) -> Tensor:
             scores = self.item_scores(x_start, items)
