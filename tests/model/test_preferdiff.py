@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from recbole_diffusion.model.preferdiff import DISTANCES
 from recbole_diffusion.modules import recommender
 from recbole_diffusion.quick_start import build_config, prepare_data, train_and_test
+from recbole_diffusion.recommend import Recommender
+from recbole_diffusion.recommend.users import known_users
 
 from ..conftest import ROOT, TINY, batch_of, loss_with_seed, toy
 
@@ -173,6 +175,7 @@ def test_users_are_split_as_the_documentation_says(users_split):
     split = {key: keys[key] for key in ("benchmark_filename", "load_col", "alias_of_item_id")}
     assert split["load_col"] == {"inter": ["user_id", "item_id_list", "item_id"]}
     common = {**TINY, **split, "data_path": str(users_split), "state": "ERROR", "show_progress": False}
+    common["checkpoint_dir"] = str(users_split / "saved")
     config = build_config("PreferDiff", "toy-users", None, {**common, "num_steps": 8, "sampling_steps": 4, "epochs": 1})
     _, *loaders = prepare_data(config)
     users = [set(loader._dataset.inter_feat["user_id"].tolist()) for loader in loaders]
@@ -186,5 +189,8 @@ def test_users_are_split_as_the_documentation_says(users_split):
     assert field.id2token("item_id", row["item_id"].item()) == target
     items = field.id2token("item_id", row["item_id_list"][row["item_id_list"] > 0].numpy())
     assert items.tolist() == history.split()
-    result = train_and_test(config, saved=False)
+    result = train_and_test(config)
     assert 0 < result["test_result"]["hit@20"] <= 1
+    known = known_users(Recommender(result["model_file"], None, {"data_path": str(users_split)}))
+    user, *_ = file.read_text().splitlines()[1].split("\t")
+    assert [str(item) for item in known.history(user)] == [*history.split(), target]
