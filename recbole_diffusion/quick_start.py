@@ -27,7 +27,7 @@ from recbole_diffusion.data.preparation import prepare_data
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
-from recbole_diffusion.stored import config_of, model_of
+from recbole_diffusion.stored import Catalogue, NeedsData, config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.resume import find_last_state
 
@@ -136,6 +136,7 @@ def prepare_training(config: Config):
     pretrained = None
     if config["pretrain"] and not find_resume_file(config):
         first = pretraining_config(config)
+        _check_embeds(first, config["hidden_size"])
         # Of another length it is another run: unlike that of a run that goes on, its end is what counts.
         first["resume"] = find_last_state(first["checkpoint_dir"], first, result_settings)
         try:
@@ -214,6 +215,18 @@ def describe_config(config: Config, config_file_list: Sequence[str] = (), comman
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
         lines.append(f"{line:<40}  # {sources[key]}")
     return "\n".join(lines)
+
+
+def _check_embeds(config: Config, hidden_size: int) -> None:
+    """Raise ValueError, before any training, where a model to train first has no item embeddings of this size."""
+    try:
+        model = get_model(config["model"])(config, Catalogue(config, ["[PAD]", "an item"]))
+    except NeedsData:
+        return  # of a model that reads more only its checkpoint tells
+    embedding = getattr(model, "item_embedding", None)
+    if embedding is None or embedding.weight.shape[1] != hidden_size:
+        size = "no item embeddings" if embedding is None else f"item embeddings of size {embedding.weight.shape[1]}"
+        raise ValueError(f"pretrain [{config['model']}] has {size}, and must have some of hidden_size [{hidden_size}].")
 
 
 def build_trainer(config: Config, model) -> Trainer:

@@ -112,6 +112,8 @@ def _apply_props(config: Config, model: str, dataset: str) -> None:
         config.internal_config_dict.update(values)
         config.default_sources.update(dict.fromkeys(values, f"props/{path.relative_to(PROPS)}"))
     user = config.external_config_dict
+    if isinstance(user.get("eval_args"), dict):  # RecBole would fill up what is not said of it by a split of its own
+        user["eval_args"] = {**config.internal_config_dict["eval_args"], **user["eval_args"]}
     merged = {**config.internal_config_dict, **user}
     # RecBole loads user and item ids alone unless told more; no sequential model can order those.
     if "load_col" not in user and "load_col" not in config.default_sources:
@@ -201,6 +203,8 @@ def pretraining_config(config: Config) -> Config:
     user = {**config.file_config_dict, **config.variable_config_dict, **config.cmd_config_dict}
     user = {key: value for key, value in user.items() if key in config.external_config_dict}
     reads = {key for path in props_files(name, config["dataset"]) for key in read_yaml(path)} - START_KEYS
+    if name not in MODELS:
+        reads |= read_yaml(RECBOLE_PROPERTIES / "model" / f"{name}.yaml").keys()
     reads |= {key for key in user if key in RUN or key not in KEYS} - {"save_dataloaders", "dataloaders_save_path"}
     values = {**config.internal_config_dict, **user}
     values = {key: value for key, value in values.items() if key in reads}

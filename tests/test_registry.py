@@ -113,6 +113,16 @@ def test_every_model_sees_the_papers_protocol(model, dataset):
     assert config["MAX_ITEM_LIST_LENGTH"] == 50
 
 
+@pytest.mark.parametrize("model", ["DiffuRec", "SASRec"])
+def test_what_is_said_of_the_protocol_leaves_the_rest_of_it(model):
+    said = {"mode": "uni20", "order": "TO"}
+    found = build_config(model, "ml-100k", None, {"state": "ERROR", "eval_args": said})["eval_args"]
+    assert found["split"] == {"LS": "valid_and_test"} and found["group_by"] == "user" and found["order"] == "TO"
+    assert found["mode"] == {"valid": "uni20", "test": "uni20"}
+    found = build_config(model, "ml-100k", None, {"state": "ERROR", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}}})
+    assert found["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]} and found["eval_args"]["order"] == "TO"
+
+
 def test_load_col_follows_the_users_field_names():
     config = toy_config("DiffuRec", TIME_FIELD="when", USER_ID_FIELD="who")
     assert config["load_col"] == {"inter": ["who", "item_id", "when"]}

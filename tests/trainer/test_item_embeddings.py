@@ -9,7 +9,7 @@ import torch
 import yaml
 from recbole.quick_start import run_recbole
 
-from recbole_diffusion import MODELS
+from recbole_diffusion import MODELS, quick_start
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.quick_start import Interrupted, build_config, prepare_training, run, train_and_test
 from recbole_diffusion.registry import pretraining_config
@@ -151,6 +151,15 @@ def test_the_first_model_is_as_the_second_but_for_what_is_its_own():
     assert first["model"] == "SASRecPlus" and all(first[key] == config[key] for key in shared)
     assert (first["initializer"], first["initializer_range"]) == ("normal", 0.1)
     assert (first["freeze_embedding_epochs"], first["pretrain"], first["resume"]) == (0, None, None)
+
+
+def test_a_first_model_of_recboles_takes_the_sizes_and_one_without_fitting_items_is_refused(monkeypatch):
+    sizes = {"hidden_size": 16, "n_layers": 1, "inner_size": 24}
+    first = pretraining_config(toy_config("DiffuRec", pretrain="SASRec", **sizes))
+    assert {key: first[key] for key in sizes} == sizes
+    monkeypatch.setattr(quick_start, "train_and_test", lambda config: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=r"pretrain \[GRU4Rec\] has item embeddings of size 64, .* hidden_size \[16\]"):
+        quick_start.prepare_training(toy_config("DiffuRec", pretrain="GRU4Rec", **sizes))
 
 
 def test_what_the_first_model_is_told_stands_above_what_the_props_tell_it():
