@@ -137,6 +137,7 @@ def test_a_column_that_a_model_needs_is_named(model, message):
 
 
 BAD = [
+    ("transform", "mask_itemseq", "null"),
     ("noise_schedule", "linaer", "trunc_linear"),
     ("sampler", "euler", "ddpm"),
     ("inference", "two_step", "one_step"),
@@ -212,6 +213,13 @@ def test_a_bad_parameter_of_a_run_is_named_whatever_the_model(model, key, value,
     assert allowed in str(error.value)
 
 
+@pytest.mark.parametrize("model", ["DiffuRec", "SASRec"])
+def test_a_masked_history_needs_all_items_ranked(model):
+    keys = {"mask_history": True, "eval_args": {"mode": {"valid": "uni20", "test": "full"}}}
+    with pytest.raises(ValueError, match=r"mask_history \[True\] needs eval_args with the mode full"):
+        build_config(model, "no-such-dataset", None, keys)
+
+
 @pytest.mark.parametrize("key, value", [("beta_start", 0.0), ("beta_end", 1.0), ("beta_start", 0.5)])
 def test_betas_outside_the_unit_interval_are_named(key, value):
     with pytest.raises(ValueError, match="beta_"):
@@ -228,6 +236,29 @@ def write_dataset(folder, header: str, rows) -> Config:
     lines = [header.replace(" ", "\t"), *("\t".join(map(str, row)) for row in rows)]
     (folder / "shop" / "shop.inter").write_text("\n".join(lines) + "\n")
     return build_config("DiffuRec", "shop", None, {**TINY, "data_path": str(folder), "state": "ERROR"})
+
+
+def test_columns_that_are_there_and_not_loaded_are_named(tmp_path):
+    (tmp_path / "shop").mkdir()
+    header = "user_id:token\titem_id:token\ttimestamp:float\trating:float"
+    lines = [header, "a\tx\t1\t5", "a\ty\t2\t3", "a\tz\t3\t4"]
+    (tmp_path / "shop" / "shop.inter").write_text("\n".join(lines) + "\n")
+    common = {**TINY, "data_path": str(tmp_path), "state": "ERROR"}
+    bad = {**common, "load_col": {"inter": ["user_id", "item_id"]}}
+    with pytest.raises(ValueError, match=r"load_col .* must hold timestamp as well"):
+        prepare_data(build_config("DiffuRec", "shop", None, bad))
+    bad = {**common, "eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"}
+    with pytest.raises(ValueError, match=r"mode \[labeled\] needs the column label .*LABEL_FIELD"):
+        prepare_data(build_config("SASRec", "shop", None, {**bad, "loss_type": "CE", "paper_protocol": True}))
+
+
+def test_metrics_of_whole_lists_are_measured():
+    names = ["NDCG", "GiniIndex", "ItemCoverage", "AveragePopularity", "TailPercentage", "ShannonEntropy"]
+    keys = {**TINY, "metrics": names, "epochs": 1, "limit_train_batches": 2, "eval_batch_size": 500, "state": "ERROR"}
+    found = run("SASRecPlus", "markov-toy", None, {**keys, "data_path": str(ROOT / "dataset")}, saved=False)
+    for result in found["test_results"].values():
+        assert 0 < result["itemcoverage@10"] <= 1 and 0 < result["giniindex@10"] < 1
+        assert result["averagepopularity@10"] > 0 and len(result) == 3 * len(names)
 
 
 @pytest.mark.parametrize(

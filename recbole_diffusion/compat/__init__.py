@@ -32,6 +32,7 @@ def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
     versions.bridge_ray()
     versions.bridge_hyperopt()
     versions.bridge_anomaly_detection()
+    versions.bridge_collector()
     versions.bridge_download()
     atomic_files.bridge_reading()
     pandas_calls.bridge_pandas_calls()

@@ -148,6 +148,27 @@ def bridge_anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(wanted_by_user)
 
 
+def bridge_collector() -> None:
+    """Let metrics of whole lists (GiniIndex, ItemCoverage, AveragePopularity, TailPercentage) be measured.
+
+    ``Collector.get_data_struct`` brings everything that was collected to the CPU, also the number of items and the
+    counts that these read, which are no tensors.
+    """
+    from recbole.evaluator.collector import Collector
+
+    get_data_struct = Collector.get_data_struct
+
+    def without_plain_values(self: Collector):
+        held = self.data_struct._data_dict
+        plain = {key: held.pop(key) for key in list(held) if not isinstance(held[key], torch.Tensor)}
+        found = get_data_struct(self)
+        held.update(plain)
+        found._data_dict.update(plain)
+        return found
+
+    Collector.get_data_struct = without_plain_values
+
+
 def bridge_download() -> None:
     """Let a single process download a dataset.
 

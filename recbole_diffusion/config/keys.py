@@ -213,7 +213,7 @@ RUN_KEYS: dict[str, tuple[Key, ...]] = {
         _text("field_separator", "what separates the columns of a file"),
         _text("seq_separator", "what separates the values of a sequence in a column"),
         _text("encoding", "of the files, such as latin-1", null=True),
-        _text("transform", "RecBole's change of each batch, such as mask_itemseq", null=True),
+        _text("transform", "change of each batch, for RecBole's models that read it", null=True),
     ),
     "Machine": (
         _machine_path("resume", "a checkpoint to go on from; auto: the newest of the same run"),

@@ -74,6 +74,10 @@ def _check_columns(config: Config, file: Path) -> None:
     found = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
     keys = ["USER_ID_FIELD", "ITEM_ID_FIELD"] + ["TIME_FIELD"] * (config["eval_args"]["order"] == "TO")
     missing = [config[key] for key in keys if config[key] not in found]
+    loaded = (config["load_col"] or {}).get("inter") or "*"
+    unloaded = [config[key] for key in keys if "*" not in loaded and config[key] not in loaded]
+    if unloaded and not missing:
+        raise ValueError(f"load_col [{config['load_col']}] must hold {' and '.join(unloaded)} as well, of inter.")
     if missing:
         raise ValueError(
             f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(found)}. "
@@ -85,6 +89,12 @@ def _check_columns(config: Config, file: Path) -> None:
             f"dataset [{config['dataset']}] has no column {label}, which [{config['model']}] learns: {file} has "
             f"{', '.join(found)}. Name the column by LABEL_FIELD, or make it of another by threshold, such as "
             "{rating: 4}."
+        )
+    readable = found if "*" in loaded else loaded
+    if "labeled" in config["eval_args"]["mode"].values() and label not in readable and not config["threshold"]:
+        raise ValueError(
+            f"eval_args with the mode [labeled] needs the column {label} of dataset [{config['dataset']}], which is not "
+            "loaded: name it by LABEL_FIELD and in load_col, or make it of another by threshold, such as {rating: 4}."
         )
 
 

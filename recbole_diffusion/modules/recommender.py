@@ -66,6 +66,10 @@ class SequenceRecommender(SequentialRecommender):
                 f"train_neg_sample_args [{config['train_neg_sample_args']}] must be null for {cls.__name__}: "
                 "its loss needs no sampled negatives from the data loader."
             )
+        if config.get("transform"):
+            raise ValueError(
+                f"transform [{config['transform']}] must be null for {cls.__name__}, which reads nothing of it."
+            )
         if config["positions_from"] not in cls.position_origins:
             raise ValueError(
                 f"positions_from [{config['positions_from']}] must be one of {', '.join(cls.position_origins)} for "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole.evaluator import metric_types
+from recbole.utils import ModelType
 
 from recbole_diffusion.config.checks import check_keys
 from recbole_diffusion.trainer.learning_rate import build_lr_lambda
@@ -27,3 +28,7 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     name, _, k = str(config.get("valid_metric")).partition("@")
     if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
         raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
+    mode = (config.get("eval_args") or {}).get("mode")
+    modes = mode.values() if isinstance(mode, Mapping) else [mode]
+    if config.get("mask_history") and config.get("MODEL_TYPE") == ModelType.SEQUENTIAL and set(modes) - {"full", None}:
+        raise ValueError(f"mask_history [True] needs eval_args with the mode full, not {mode}.")
