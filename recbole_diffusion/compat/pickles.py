@@ -19,11 +19,13 @@ def bridge_pickles() -> None:
 
     ``create_dataset`` and ``load_split_dataloaders`` unpickle what lies in ``checkpoint_dir`` under a name that follows
     from dataset and model, so that a folder of checkpoints from somebody else runs code; LDiffRec unpickles
-    ``item_emb.npy`` of the dataset's folder.
+    ``item_emb.npy`` of the dataset's folder. ``save_split_dataloaders`` takes the loaders' generators away from the run
+    that saves them, which then shuffles otherwise.
     """
     import recbole.data.utils as utils
 
     utils.pickle = _Guarded(pickle, "load", _refuse_or(pickle.load))
+    utils.save_split_dataloaders = _with_their_generators(utils.save_split_dataloaders)
     utils.load_split_dataloaders = _with_trust_of_config(utils.load_split_dataloaders)
     create_dataset = _with_trust_of_config(utils.create_dataset)
     for name in ("recbole.data.utils", "recbole.data", "recbole.quick_start.quick_start"):
@@ -64,6 +66,18 @@ def _with_trust_of_config(function):
             module = importlib.import_module("recbole.model.general_recommender.ldiffrec")
             module.np = _Guarded(np, "load", _load_array)
         return function(config, *args)
+
+    return wrapper
+
+
+def _with_their_generators(function):
+    @functools.wraps(function)
+    def wrapper(config, dataloaders):
+        owners = [owner for loader in dataloaders for owner in (loader, loader.sampler)]
+        kept = [(owner, owner.generator) for owner in owners if hasattr(owner, "generator")]
+        function(config, dataloaders)
+        for owner, generator in kept:
+            owner.generator = generator
 
     return wrapper
 

@@ -93,8 +93,8 @@ def _check_columns(config: Config, file: Path) -> None:
     readable = found if "*" in loaded else loaded
     if "labeled" in config["eval_args"]["mode"].values() and label not in readable and not config["threshold"]:
         raise ValueError(
-            f"eval_args with the mode [labeled] needs the column {label} of dataset [{config['dataset']}], which is not "
-            "loaded: name it by LABEL_FIELD and in load_col, or make it of another by threshold, such as {rating: 4}."
+            f"eval_args with the mode [labeled] needs the column {label} of dataset [{config['dataset']}], which is "
+            "not loaded: name it by LABEL_FIELD and in load_col, or make it by threshold, such as {rating: 4}."
         )
 
 

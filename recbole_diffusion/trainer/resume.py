@@ -132,7 +132,7 @@ def random_state(train_data) -> dict[str, Any]:
         "numpy": [torch.from_numpy(state.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        # RecBole's save_dataloaders leaves the loader without one; it then shuffles by PyTorch's own.
+        # A loader of a user's own may have none; it then shuffles by PyTorch's.
         "loader": None if train_data.generator is None else train_data.generator.get_state(),
     }
 

@@ -294,8 +294,11 @@ def test_recboles_models_take_no_notice_of_fewer_steps_in_validation():
 
 
 @pytest.mark.slow
-def test_saved_data_loaders_do_not_hinder_training():
-    assert straight(".", epochs=2, save_dataloaders=True)["epochs"] == 2
+def test_a_run_that_saves_its_data_loaders_is_the_same_run(tmp_path):
+    plain, saving = (straight(tmp_path, epochs=2, save_dataloaders=saves) for saves in (False, True))
+    weights = [load_checkpoint(result["model_file"])["state_dict"] for result in (plain, saving)]
+    assert plain["test_result"] == saving["test_result"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.slow
