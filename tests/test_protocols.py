@@ -127,10 +127,10 @@ def test_ranks_of_a_general_model_are_those_of_the_protocol_it_has():
 @pytest.mark.slow
 def test_what_brings_no_history_is_told():
     config = toy_config("SASRec", eval_args={"mode": "uni20"})
-    config["mask_history"] = True  # a run is refused before any data is loaded, a program of a user's own here
     _, train, valid, _ = prepare_data(config)
     it = toy("SASRec")
     trainer = build_trainer(config, it.model)
+    config["mask_history"] = True  # a run is refused before any data is loaded, a program of a user's own here
     trainer.eval_collector.data_collect(train)
     with pytest.raises(ValueError, match=r"mask_history \[True\] cannot be followed for \[SASRec\]"):
         trainer.evaluate(valid, load_best_model=False)
