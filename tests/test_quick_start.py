@@ -238,7 +238,7 @@ def write_dataset(folder, header: str, rows) -> Config:
     return build_config("DiffuRec", "shop", None, {**TINY, "data_path": str(folder), "state": "ERROR"})
 
 
-def test_columns_that_are_there_and_not_loaded_are_named(tmp_path):
+def test_columns_that_cannot_be_used_as_they_are_loaded_are_named(tmp_path):
     (tmp_path / "shop").mkdir()
     header = "user_id:token\titem_id:token\ttimestamp:float\trating:float"
     lines = [header, "a\tx\t1\t5", "a\ty\t2\t3", "a\tz\t3\t4"]
@@ -246,6 +246,9 @@ def test_columns_that_are_there_and_not_loaded_are_named(tmp_path):
     common = {**TINY, "data_path": str(tmp_path), "state": "ERROR"}
     bad = {**common, "load_col": {"inter": ["user_id", "item_id"]}}
     with pytest.raises(ValueError, match=r"load_col .* must hold timestamp as well"):
+        prepare_data(build_config("DiffuRec", "shop", None, bad))
+    bad = {**common, "numerical_features": ["timestamp"]}
+    with pytest.raises(ValueError, match=r"numerical_features .* must not hold timestamp"):
         prepare_data(build_config("DiffuRec", "shop", None, bad))
     bad = {**common, "eval_args": {"mode": "labeled"}, "metrics": ["AUC"], "valid_metric": "AUC"}
     with pytest.raises(ValueError, match=r"mode \[labeled\] needs the column label .*LABEL_FIELD"):

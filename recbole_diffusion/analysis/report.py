@@ -149,9 +149,11 @@ def _render(name: str, title: str, section: Section) -> str:
 
 
 def _page(evaluation: Evaluation, parts: list[str]) -> str:
-    config, users = evaluation.config, len(evaluation.rows)
+    config, rows = evaluation.config, len(evaluation.rows)
+    users = len(evaluation.interaction[evaluation.train.uid_field].unique())
+    whose = "test users" if users == rows else f"test rows of {users:,} users, each a user of the tables below"
     title = html.escape(f"{config['model']} on {config['dataset']}")
-    drawn = "all" if users == evaluation.n_rows else f"{users:,} (drawn at random) of"
+    drawn = "all" if rows == evaluation.n_rows else f"{rows:,} (drawn at random) of"
     places = {"the history as candidates": evaluation.places, "the history masked": evaluation.masked_places}
     metrics = "; ".join(
         f"Hit@10 {hit(found).mean():.4f}, NDCG@10 {ndcg(found).mean():.4f} with {words}"
@@ -162,7 +164,7 @@ def _page(evaluation: Evaluation, parts: list[str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n"
         f"<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{metrics}: on {drawn} {evaluation.n_rows:,} test users, among {evaluation.n_items - 1:,} items. "
+        f"<p>{metrics}: on {drawn} {evaluation.n_rows:,} {whose}, among {evaluation.n_items - 1:,} items. "
         f"Checkpoint: {html.escape(evaluation.model_file.name)}.</p>\n"
         + "\n".join(parts)
         + f"\n<script>{NARROW}</script>\n</body>\n</html>\n"

@@ -83,6 +83,11 @@ def _check_columns(config: Config, file: Path) -> None:
             f"dataset [{config['dataset']}] has no column {' nor '.join(missing)}: {file} has {', '.join(found)}. "
             "Name its columns by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD."
         )
+    if "TIME_FIELD" in keys and config["TIME_FIELD"] in (config["numerical_features"] or []):
+        raise ValueError(
+            f"numerical_features {config['numerical_features']} must not hold {config['TIME_FIELD']}, by which "
+            "interactions are sorted: embed a copy of the column."
+        )
     label, labelled = config["LABEL_FIELD"], config["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
     if labelled and label not in found and not config["threshold"]:
         raise ValueError(

@@ -364,6 +364,16 @@ def test_bad_options_are_named(options, message):
     assert not Path("out").exists()
 
 
+def test_a_split_by_time_tells_rows_from_users(tmp_path):
+    by_time = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": None, "order": "TO", "mode": "full"}
+    found = train(tmp_path, "SASRecPlus", eval_args=by_time)
+    text = analyse(found.file, tmp_path / "out", ["popularity"], config_dict=DATA).read_text(encoding="utf-8")
+    words = r"on all ([\d,]+) test rows of ([\d,]+) users, each a user of the tables below, among"
+    rows, users = (int(number.replace(",", "")) for number in re.search(words, text).groups())
+    test = Evaluation(found.file, ALL, 0, "", DATA)
+    assert rows == len(test.rows) > users == len(set(test.interaction["user_id"].tolist()))
+
+
 def test_a_model_that_is_not_sequential_is_refused(tmp_path):
     found = train(tmp_path, "Pop")
     with pytest.raises(ValueError, match=r"holds \[Pop\].*sequential"):
