@@ -29,7 +29,7 @@ from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
 from recbole_diffusion.stored import Catalogue, NeedsData, config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
-from recbole_diffusion.trainer.resume import find_last_state
+from recbole_diffusion.trainer.resume import Interrupted, find_last_state
 
 QUIET = {"show_progress": False, "state": "WARNING"}  # of what is loaded again
 
@@ -75,7 +75,11 @@ def run(
     config_dict.update(
         world_size=world_size if world_size > 0 else nproc, ip=ip, port=port, nproc=nproc, offset=group_offset
     )
-    return spawn(_run_rank, nproc, model, dataset, config_file_list, config_dict, saved)
+    try:
+        return spawn(_run_rank, nproc, model, dataset, config_file_list, config_dict, saved)
+    except KeyboardInterrupt:
+        config["world_size"] = config_dict["world_size"]
+        raise _interrupted(config) from None
 
 
 def _run_rank(rank: int, model, dataset, config_file_list, config_dict, saved) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def fit_and_test(
         )
         test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show)
     except KeyboardInterrupt:
-        raise Interrupted(trainer) from None
+        raise Interrupted(getattr(trainer, "last_model_file", None)) from None  # RecBole's own keep no last state
     for name, found in (("best valid", best_valid_result), ("test result", test_result)):
         getLogger().info(f"{name}: {dict2str(found) if found else None}")
     return {
@@ -115,16 +119,14 @@ def fit_and_test(
     }
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved or it need not be named."""
-
-    def __init__(self, trainer: Trainer):
-        last = getattr(trainer, "last_model_file", None)  # RecBole's own trainers keep nothing to go on from
-        self.resume = last if last and Path(last).is_file() else None
-        # What the file itself says: Ctrl-C may fall between its writing and any note of it.
-        epochs = load_checkpoint(last)["epoch"] + 1 if self.resume else 0
-        saved = f"{self.resume} holds the state after epoch {epochs}" if epochs else "nothing is saved to go on from"
-        super().__init__(f"Interrupted: {saved}.")
+def _interrupted(config: Config) -> Interrupted:
+    """What several processes that were interrupted leave, of the model or of its pretraining."""
+    stop = Interrupted(find_last_state(config["checkpoint_dir"], config, resume_settings))
+    if config["pretrain"] and not stop.resume:
+        first = pretraining_config(config)
+        stop = Interrupted(find_last_state(first["checkpoint_dir"], first, resume_settings))
+        stop.resume = None  # it is found again without being named
+    return stop
 
 
 def prepare_training(config: Config):

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -207,3 +208,28 @@ def test_ctrl_c_in_training_says_what_is_saved_and_what_goes_on(tmp_path):
     code, out, err = output(["-W", "ignore", *words], tmp_path)
     assert code == 0 and f"({int(epoch) + 1} epochs)" in out and f"epoch {int(epoch) + 1}: NDCG@10" in err
     assert "epoch 1: " not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["all", "parent"])
+def test_ctrl_c_in_two_processes_says_what_is_saved(tmp_path, whom):
+    script = str(ROOT / "run_recbole_diffusion.py")
+    words = ["-W", "ignore", script, "--model=SASRecPlus", *TOY, "--epochs=500", "--stopping_step=500", "--nproc=2"]
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        words.append(f"--port={found.getsockname()[1]}")
+    process = start(words, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(tmp_path.glob("saved/*-last.pth")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    # A terminal tells every process of the group.
+    (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in err
+    said, command = err.strip().splitlines()[-2:]
+    file = re.fullmatch(r"Interrupted: (saved/SASRecPlus-.*-last\.pth) holds the state after epoch \d+\.", said)[1]
+    assert command.startswith("Go on with: python ") and command.endswith(f"--nproc=2 {words[-1]} --resume={file}")
+    with pytest.raises(ProcessLookupError):  # nobody trains on; Python's tracker of resources takes a moment to end
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)

@@ -46,7 +46,8 @@ def main() -> None:
             return
         begin(None if args.print_config else f"{args.model} on {args.dataset}")
         from recbole_diffusion.console import metric_lines
-        from recbole_diffusion.quick_start import Interrupted, build_config, describe_config, run
+        from recbole_diffusion.quick_start import build_config, describe_config, run
+        from recbole_diffusion.trainer.resume import Interrupted
 
         files = args.config_files.split()
         if args.print_config:

@@ -14,6 +14,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
+PATIENCE = 10  # seconds that an interrupted process has to end by itself
+
 
 def bridge_distributed() -> None:
     """Put up every bridge of this file; in a single process none of them does anything."""
@@ -52,13 +54,21 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
 def spawn(function: Callable[..., Any], nproc: int, *args: Any) -> Any:
     """Call ``function(rank, *args)`` in ``nproc`` new processes of this machine, and return what the first returns.
 
-    Raises ValueError or FileNotFoundError as one of them does, in one line.
+    Raises ValueError or FileNotFoundError as one of them does, in one line, and KeyboardInterrupt when all have ended.
     """
     import torch.multiprocessing as mp
 
     queue = mp.get_context("spawn").SimpleQueue()
+    context = mp.spawn(_run_rank, args=(function, nproc, args, queue), nprocs=nproc, join=False)
     try:
-        mp.spawn(_run_rank, args=(function, nproc, args, queue), nprocs=nproc, join=True)
+        while not context.join():
+            pass
+    except KeyboardInterrupt:  # of the terminal, which tells all processes, or of this one alone
+        for process in context.processes:
+            process.join(PATIENCE)
+            process.terminate()
+            process.join()
+        raise
     except mp.ProcessRaisedException as error:
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
         if kind in ("ValueError", "FileNotFoundError"):  # of the user's making

@@ -46,6 +46,17 @@ def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dic
     return None
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in training; ``resume`` is the file to go on from, None where nothing is saved or it need not be named."""
+
+    def __init__(self, last: str | None):
+        self.resume = last if last and Path(last).is_file() else None
+        # What the file itself says: Ctrl-C may fall between its writing and any note of it.
+        epochs = load_checkpoint(last)["epoch"] + 1 if self.resume else 0
+        saved = f"{self.resume} holds the state after epoch {epochs}" if epochs else "nothing is saved to go on from"
+        super().__init__(f"Interrupted: {saved}.")
+
+
 def check_resumable(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Raise ValueError unless a checkpoint has all that training goes on from."""
     needed = NEEDED + (NEEDED_LAST if "random_state" in checkpoint else ())

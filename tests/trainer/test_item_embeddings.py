@@ -11,10 +11,11 @@ from recbole.quick_start import run_recbole
 
 from recbole_diffusion import MODELS, quick_start
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.quick_start import Interrupted, build_config, prepare_training, run, train_and_test
+from recbole_diffusion.quick_start import build_config, prepare_training, run, train_and_test
 from recbole_diffusion.registry import pretraining_config
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.embeddings import load_item_embeddings
+from recbole_diffusion.trainer.resume import Interrupted
 
 from ..conftest import ROOT, TINY, few_steps, toy, toy_config
 
