@@ -19,6 +19,7 @@ from scipy.stats import ttest_rel
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
 from recbole_diffusion.config.settings import result_settings
+from recbole_diffusion.quick_start import build_config
 
 from ..conftest import ROOT, TINY
 
@@ -378,6 +379,20 @@ def test_what_a_search_found_is_the_best_of_the_trials_that_are_published():
         assert len(trials) >= 8
         for key, value in manifests._read_yaml(file).items():
             assert best[key] == value
+
+
+@pytest.mark.parametrize(
+    "name", ["SASRecPlus with learned seen items", "DiffuRec trained as SASRecPlus with learned seen items"]
+)
+def test_the_tuned_settings_are_those_of_the_rows_whose_results_are_published(name):
+    """props/tuned.yaml is what the row was trained with, but for how often it is validated and bf16."""
+    [tier] = [tier for tier in manifests.load_manifest().tiers if tier.name == "seen"]
+    [job, *_] = tier.jobs(tier.datasets, [name])
+    wanted = manifests.job_config(job)
+    files = [str(ROOT / "props" / "tuned.yaml")]
+    found = build_config(job.row.model, job.data.dataset, files, {"seed": job.seed, "state": "ERROR"})
+    wanted, found = result_settings(wanted), result_settings(found)
+    assert {key for key in wanted if wanted[key] != found[key]} <= {"enable_amp", "eval_step", "stopping_step"}
 
 
 def test_a_row_that_names_a_line_no_paper_has_is_refused_before_any_run(tmp_path):
