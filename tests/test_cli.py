@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import resource
@@ -37,7 +38,9 @@ TOY += ["--n_heads=2", "--MAX_ITEM_LIST_LENGTH=10", "--num_steps=2"]
 
 
 def start(words, cwd, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, *words], cwd=cwd, env=ENVIRONMENT, text=True, **options)
+    # A shell's background jobs, and what they start, are deaf to Ctrl-C.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, *words], cwd=cwd, env=ENVIRONMENT, text=True, preexec_fn=hear, **options)
 
 
 def output(words, cwd) -> tuple[int, str, str]:
