@@ -124,7 +124,7 @@ def _interrupted(config: Config) -> Interrupted:
     stop = Interrupted(find_last_state(config["checkpoint_dir"], config, resume_settings))
     if config["pretrain"] and not stop.resume:
         first = pretraining_config(config)
-        stop = Interrupted(find_last_state(first["checkpoint_dir"], first, resume_settings))
+        stop = Interrupted(find_last_state(first["checkpoint_dir"], first, result_settings))
         stop.resume = None  # it is found again without being named
     return stop
 

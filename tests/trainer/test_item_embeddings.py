@@ -221,6 +221,9 @@ def test_a_cut_in_the_first_training_names_no_file_for_the_second(tmp_path, monk
     with pytest.raises(Interrupted, match=r"SASRecPlus-.*-last.pth holds the state after epoch 1\.") as stop:
         train_and_test(config)
     assert stop.value.resume is None
+    # Several processes leave their parent to find the same.
+    found = quick_start._interrupted(config)
+    assert str(found) == str(stop.value) and found.resume is None
     train_and_test(toy_config("ADRec", epochs=2, **keys))
     assert steps == 5 * ["SASRecPlus"] + 4 * ["ADRec"]
 
