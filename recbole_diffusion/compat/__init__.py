@@ -34,6 +34,7 @@ def apply(settings_of: Callable[[Any], dict[str, Any]]) -> None:
     versions.bridge_anomaly_detection()
     versions.bridge_collector()
     versions.bridge_download()
+    versions.bridge_folders()
     atomic_files.bridge_reading()
     pandas_calls.bridge_pandas_calls()
     timestamps.bridge_timestamps()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -186,3 +187,16 @@ def bridge_download() -> None:
             return download(self)
 
     Dataset._download = _download
+
+
+def bridge_folders() -> None:
+    """Let several processes make the same folder at once.
+
+    ``ensure_dir`` makes a folder if it was not there, which raises where another process made it in between.
+    """
+    from recbole.utils import ensure_dir
+
+    # A module that is imported later takes it from here.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("recbole.") and vars(module).get("ensure_dir") is ensure_dir:
+            module.ensure_dir = functools.partial(os.makedirs, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import zipfile
 from importlib import metadata
 
@@ -16,7 +17,7 @@ from recbole.config import Config
 from recbole_diffusion import version
 from recbole_diffusion.compat import checkpoint, versions
 from recbole_diffusion.config.settings import result_settings
-from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, run
+from recbole_diffusion.quick_start import build_config, load_data_and_model, prepare_data, prepare_training, run
 from recbole_diffusion.stored import config_of
 
 from ..conftest import ROOT, toy, toy_config
@@ -69,6 +70,17 @@ def test_a_dataset_is_downloaded_by_a_single_process(tmp_path, monkeypatch):
     config = build_config("DiffuRec", "markov-far", None, {**QUIET, "data_path": str(tmp_path / "data")})
     dataset, *_ = prepare_data(config)
     assert dataset.item_num > 1 and (tmp_path / "data" / "markov-far" / "markov-far.inter").is_file()
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_no_error(tmp_path, monkeypatch):
+    prepare_training(toy_config("DiffuRec", checkpoint_dir=str(tmp_path)))  # imports what makes folders
+    makers = {name: module.ensure_dir for name, module in sys.modules.items()
+              if name.startswith("recbole.") and hasattr(module, "ensure_dir")}  # fmt: skip
+    assert {"recbole.trainer.trainer", "recbole.utils.logger", "recbole.data.dataset.dataset"} <= set(makers)
+    monkeypatch.setattr(os.path, "exists", lambda path: False)  # as it was when each of the processes looked
+    for make in makers.values():
+        make(str(tmp_path / "new"))
+    assert (tmp_path / "new").is_dir()
 
 
 @pytest.mark.slow
