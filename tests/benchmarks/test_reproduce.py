@@ -381,13 +381,11 @@ def test_what_a_search_found_is_the_best_of_the_trials_that_are_published():
             assert best[key] == value
 
 
-@pytest.mark.parametrize(
-    "name", ["SASRecPlus with learned seen items", "DiffuRec trained as SASRecPlus with learned seen items"]
-)
+@pytest.mark.parametrize("name", ["SASRecPlus", "DiffuRec trained as SASRecPlus", "DiffuRecSys trained as SASRecPlus"])
 def test_the_tuned_settings_are_those_of_the_rows_whose_results_are_published(name):
     """props/tuned.yaml is what the row was trained with, but for how often it is validated and bf16."""
     [tier] = [tier for tier in manifests.load_manifest().tiers if tier.name == "seen"]
-    [job, *_] = tier.jobs(tier.datasets, [name])
+    [job, *_] = tier.jobs(tier.datasets, [f"{name} with learned seen items"])
     wanted = manifests.job_config(job)
     files = [str(ROOT / "props" / "tuned.yaml")]
     found = build_config(job.row.model, job.data.dataset, files, {"seed": job.seed, "state": "ERROR"})
