@@ -123,10 +123,17 @@ def _interrupted(config: Config) -> Interrupted:
     """What several processes that were interrupted leave, of the model or of its pretraining."""
     stop = Interrupted(find_last_state(config["checkpoint_dir"], config, resume_settings))
     if config["pretrain"] and not stop.resume:
-        first = pretraining_config(config)
-        stop = Interrupted(find_last_state(first["checkpoint_dir"], first, result_settings))
+        stop = Interrupted(_pretraining(config)["resume"])
         stop.resume = None  # it is found again without being named
     return stop
+
+
+def _pretraining(config: Config) -> Config:
+    """The Config of the model that the key ``pretrain`` names; ``resume`` is the state of it to go on from, if any."""
+    first = pretraining_config(config)
+    # Of another length it is another run: unlike that of a run that goes on, its end is what counts.
+    first["resume"] = find_last_state(first["checkpoint_dir"], first, result_settings)
+    return first
 
 
 def prepare_training(config: Config):
@@ -137,10 +144,8 @@ def prepare_training(config: Config):
     """
     pretrained = None
     if config["pretrain"] and not find_resume_file(config):
-        first = pretraining_config(config)
+        first = _pretraining(config)
         _check_embeds(first, config["hidden_size"])
-        # Of another length it is another run: unlike that of a run that goes on, its end is what counts.
-        first["resume"] = find_last_state(first["checkpoint_dir"], first, result_settings)
         try:
             pretrained = train_and_test(first)["model_file"]
         except Interrupted as stop:

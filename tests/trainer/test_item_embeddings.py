@@ -224,6 +224,8 @@ def test_a_cut_in_the_first_training_names_no_file_for_the_second(tmp_path, monk
     # Several processes leave their parent to find the same.
     found = quick_start._interrupted(config)
     assert str(found) == str(stop.value) and found.resume is None
+    longer = toy_config("ADRec", epochs=2, pretrain_config={"epochs": 3}, **keys)  # another pretraining
+    assert "nothing is saved" in str(quick_start._interrupted(longer))
     train_and_test(toy_config("ADRec", epochs=2, **keys))
     assert steps == 5 * ["SASRecPlus"] + 4 * ["ADRec"]
 
