@@ -186,7 +186,8 @@ def _with_common(row: Row, below: Mapping[str, Any], folder: Path) -> Row:
     found = folder / row.searched if row.searched else None
     missing = found if found and not found.is_file() else None
     searched = _read_yaml(found) if found and not missing else {}
-    return replace(row, config={**below, **searched, **row.config}, missing=missing)
+    own = searched.pop("per_model", {}).get(row.model, {})
+    return replace(row, config={**below, **searched, **own, **row.config}, missing=missing)
 
 
 def _tier(name: str, about: Mapping[str, Any], common: Mapping[str, Any], folder: Path) -> Tier:

@@ -381,11 +381,18 @@ def test_what_a_search_found_is_the_best_of_the_trials_that_are_published():
             assert best[key] == value
 
 
-@pytest.mark.parametrize("name", ["SASRecPlus", "DiffuRec trained as SASRecPlus", "DiffuRecSys trained as SASRecPlus"])
-def test_the_tuned_settings_are_those_of_the_rows_whose_results_are_published(name):
-    """props/tuned.yaml is what the row was trained with, but for how often it is validated and bf16."""
+def test_what_a_search_found_for_one_model_stands_below_the_row(tmp_path):
+    found = "n_layers: 3\nper_model:\n  SASRec: {hidden_size: 16, n_heads: 4}\n  GRU4Rec: {num_layers: 2}\n"
+    (tmp_path / "found.yaml").write_text(found)
+    row = {"name": "SASRec", "model": "SASRec", "searched": "found.yaml", "config": {"n_heads": 8}}
+    path = write_manifest(tmp_path, rows=[row])
+    assert first_job(path).row.config == {"n_layers": 3, "hidden_size": 16, "n_heads": 8}
+
+
+def test_the_tuned_settings_are_those_of_the_row_whose_results_are_published():
+    """props/tuned.yaml is what SASRecPlus's row was trained with, but for how often it is validated and bf16."""
     [tier] = [tier for tier in manifests.load_manifest().tiers if tier.name == "seen"]
-    [job, *_] = tier.jobs(tier.datasets, [f"{name} with learned seen items"])
+    [job, *_] = tier.jobs(tier.datasets, ["SASRecPlus with learned seen items"])
     wanted = manifests.job_config(job)
     files = [str(ROOT / "props" / "tuned.yaml")]
     found = build_config(job.row.model, job.data.dataset, files, {"seed": job.seed, "state": "ERROR"})
@@ -416,6 +423,7 @@ def test_the_manifest_of_the_project_can_be_run_and_says_only_what_differs():
             assert {key for key in config if config[key] != default[key]} == said
             # Each key of a row changes something, but for what all rows of the manifest have and what a search found.
             searched = manifests._read_yaml(ROOT / "benchmarks" / job.row.searched) if job.row.searched else {}
+            searched |= (searched.get("per_model") or {}).get(job.row.model, {})
             assert not set(changes) - said - {"enable_amp", "stopping_step"} - searched.keys(), job
     row_of = {(tier.name, row.name): row for tier in manifest.tiers for row in tier.rows}
     value = manifests.paper_values(row_of["papers", "DiffuRec"], "amazon-beauty", papers)
