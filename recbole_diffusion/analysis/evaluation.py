@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,6 @@ from torch import Tensor
 from recbole_diffusion.analysis.places import K, place_of
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.compat.progress import bar
-from recbole_diffusion.diffusion_utils import seed_average
 from recbole_diffusion.modules.diffusion import DiffusionRecommender
 from recbole_diffusion.protocols import put_last
 from recbole_diffusion.quick_start import load_data_and_model
@@ -236,16 +236,17 @@ class Evaluation:
             target = self.target[rows]
             scores = self.model.item_scores(self.x_start[:, rows].to(self.config["device"]))
             self.add_seen(self.batch(rows), scores)
-            p, row = scores.softmax(-1), torch.arange(len(target))
-            p[:, row, target] -= 1e-30 * scores[:, row, target].isneginf()  # behind others of probability 0
-            top = p.topk(k).indices.cpu()
-            mean, std = seed_average(lambda part, p=p: p, seeds, return_std=True)
+            for part in scores:
+                put_last(part, torch.arange(len(target)), target)
+            log_p = scores.log_softmax(-1)  # probabilities themselves would be 0 for most items of a wide model
+            top = log_p.topk(k).indices.cpu()
+            mean = log_p.logsumexp(0) - math.log(len(seeds))
             average_top = mean.topk(k).indices
-            spread = (std / mean).gather(1, average_top).mean(1)
+            spread = (log_p - mean).gather(2, average_top.expand(len(seeds), -1, -1)).exp().std(0, correction=0).mean(1)
             part = {"top": top, "places": place_of(top, target), "average_top": average_top.cpu()[None]}
             part["spread"] = spread.cpu()[None]
             for n in counts:
-                groups = p[: len(p) // n * n].unflatten(0, (-1, n)).mean(1)
+                groups = log_p[: len(seeds) // n * n].unflatten(0, (-1, n)).logsumexp(1)
                 part[n] = place_of(groups.topk(k).indices.cpu(), target)
             found.append(part)
         whole = {key: torch.cat([part[key] for part in found], dim=1) for key in found[0]}

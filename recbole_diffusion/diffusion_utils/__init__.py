@@ -1,6 +1,6 @@
 """The mathematics that the diffusion models share; it needs PyTorch and nothing else."""
 
-from .ensemble import SeedNoise, expand_seeds, resolve_seeds, seed_average
+from .ensemble import SeedNoise, expand_seeds, resolve_seeds, seed_average, seed_log_average
 from .gaussian import GaussianDiffusion
 from .guidance import drop_condition, guided_start
 from .samplers import SAMPLERS, check_sampling, sample, sample_ddim, sample_ddpm, sample_one_step, strided_steps
@@ -26,5 +26,6 @@ __all__ = [
     "sample_ddpm",
     "sample_one_step",
     "seed_average",
+    "seed_log_average",
     "strided_steps",
 ]

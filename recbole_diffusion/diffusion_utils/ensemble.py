@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -77,22 +78,43 @@ def seed_average(
 
     Raises ValueError as `resolve_seeds` does, on `chunk` below 1 and on scores of another number of seeds.
     """
+    count, total, squares = 0, None, 0.0
+    for scores in _seed_parts(score_fn, seeds, chunk):
+        part_total = scores[0] if len(scores) == 1 else scores.sum(0)
+        if return_std:
+            # Squares about each part's own mean, then between the means: no cancellation (Chan et al. 1979).
+            squares = squares + (scores - part_total / len(scores)).square().sum(0)
+            if count:
+                between = part_total / len(scores) - total / count
+                squares = squares + between.square() * (count * len(scores) / (count + len(scores)))
+        total = total + part_total if count else part_total
+        count += len(scores)
+    mean = total if count == 1 else total / count
+    return (mean, (squares / count).sqrt()) if return_std else mean
+
+
+def seed_log_average(
+    score_fn: Callable[[list[int]], Tensor], seeds: int | Sequence[int], chunk: int | None = None
+) -> Tensor:
+    """Return the logarithm of the average over `seeds` of what `score_fn` gives the logarithms of, float32 [B, n_items].
+
+    As `seed_average` otherwise, and without an underflow: what is minus infinity under every seed stays that.
+    """
+    count, total = 0, None
+    for scores in _seed_parts(score_fn, seeds, chunk):
+        part_total = scores.logsumexp(0)
+        total = part_total if total is None else torch.logaddexp(total, part_total)
+        count += len(scores)
+    return total - math.log(count)
+
+
+def _seed_parts(score_fn, seeds: int | Sequence[int], chunk: int | None) -> Iterator[Tensor]:
+    """The scores of at most `chunk` seeds at a time, in float32, their number checked."""
     seeds = resolve_seeds(seeds)
     chunk = len(seeds) if chunk is None else check_int("chunk", chunk, 1)
-    count, total, squares = 0, None, 0.0
     for first in range(0, len(seeds), chunk):
         part = seeds[first : first + chunk]
         scores = score_fn(part).float()
         if len(scores) != len(part):
             raise ValueError(f"scores of the shape [{tuple(scores.shape)}] must have the {len(part)} seeds first.")
-        part_total = scores[0] if len(part) == 1 else scores.sum(0)
-        if return_std:
-            # Squares about each part's own mean, then between the means: no cancellation (Chan et al. 1979).
-            squares = squares + (scores - part_total / len(part)).square().sum(0)
-            if count:
-                between = part_total / len(part) - total / count
-                squares = squares + between.square() * (count * len(part) / (count + len(part)))
-        total = total + part_total if count else part_total
-        count += len(part)
-    mean = total if count == 1 else total / count
-    return (mean, (squares / count).sqrt()) if return_std else mean
+        yield scores

@@ -11,10 +11,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_diffusion.diffusion_utils import (
-    resolve_seeds,
-    seed_average,
-)
+from recbole_diffusion.diffusion_utils import resolve_seeds, seed_average, seed_log_average
 from recbole_diffusion.modules.losses import full_cross_entropy, sampled_cross_entropy
 from recbole_diffusion.modules.ragged import TokenLayout, last_items
 from recbole_diffusion.modules.ranking import topk
@@ -182,36 +179,29 @@ class SequenceRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction) -> Tensor:
         """Scores of all items, [B, n_items]; the padding item has minus infinity.
 
-        With one seed these are inner products; with several, probabilities averaged over the seeds.
+        With one seed these are inner products; with several, the logarithm of the probabilities' mean over the seeds.
         """
-        return self.seed_scores(interaction)
-
-    def seed_scores(self, interaction, return_std: bool = False):
-        """Scores as ``full_sort_predict``, with ``return_std`` also their standard deviation over the seeds."""
-        probabilities, seen = len(self.inference_seeds) > 1, self.seen_when_ranking(interaction)
+        seen = self.seen_when_ranking(interaction)
 
         def score(part: list[int]) -> Tensor:
             scores = self.item_scores(self.sample_start(interaction, part))
             if seen is not None:
                 seen.add_to(scores)
-            return scores.softmax(dim=-1) if probabilities else scores
+            return scores
 
+        if len(self.inference_seeds) == 1:
+            return score(self.inference_seeds)[0]
         # As many seeds in a call as `logits_chunk` holds scores of.
         chunk = max(1, self.logits_chunk // (len(interaction[self.ITEM_SEQ_LEN]) * self.n_items))
-        result = seed_average(score, self.inference_seeds, chunk, return_std)
-        scores = result[0] if return_std else result
-        scores[:, 0] = -torch.inf
-        if seen is not None:  # a probability of 0 is no minus infinity
-            gone = seen.values.isneginf()
-            scores[seen.rows[gone], seen.items[gone]] = -torch.inf
-        return result
+        # In a wide model the probabilities themselves would be 0 in float32 for most of the items.
+        return seed_log_average(lambda part: score(part).log_softmax(dim=-1), self.inference_seeds, chunk)
 
     @torch.no_grad()
     def topk(self, interaction, k: int, exclude: Tensor | None = None, return_std: bool = False):
         """The k best items of each user as (scores, items), [B, k] each, without ever holding all scores.
 
         The scores are those of ``full_sort_predict``. ``exclude`` [B, M] holds items that are no candidates (0: none).
-        With ``return_std``, the standard deviation of each score over the seeds comes third.
+        With ``return_std``, the standard deviation of each item's probability over the seeds comes third.
         """
         x_start = torch.cat([self.sample_start(interaction, [seed]) for seed in self.inference_seeds])
         part_size, seen = max(1, self.logits_chunk // x_start.shape[:2].numel()), self.seen_when_ranking(interaction)

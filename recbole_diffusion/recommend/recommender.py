@@ -172,7 +172,9 @@ class Recommender(FrameRecommender):
         """Scores, items and spread of the best k of each row, [B, k]; ``seen`` [B, M] are no candidates (0: none)."""
         if isinstance(self.model, DiffusionRecommender):
             scores, items, std = self.model.topk(interaction, k, seen, return_std=True)
-            return scores, items, std if len(self.model.inference_seeds) > 1 else None
+            if len(self.model.inference_seeds) == 1:
+                return scores, items, None
+            return scores.exp().where(scores > -torch.inf, scores), items, std
         try:
             scores = self.model.full_sort_predict(interaction).view(len(interaction), -1)
         except (KeyError, NotImplementedError) as error:

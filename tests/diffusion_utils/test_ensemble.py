@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_diffusion.diffusion_utils import SeedNoise, expand_seeds, resolve_seeds, seed_average
+from recbole_diffusion.diffusion_utils import SeedNoise, expand_seeds, resolve_seeds, seed_average, seed_log_average
 
 SMALL = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -67,6 +69,19 @@ def test_one_seed_has_no_spread_and_masked_scores_stay_masked():
     assert torch.equal(mean, scores_of([4])[0]) and (std == 0).all()
     masked, spread = seed_average(lambda part: torch.full((len(part), 2, 2), -torch.inf), 4, chunk=1, return_std=True)
     assert (masked == -torch.inf).all() and spread.isnan().all()
+
+
+@SMALL
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9, unique=True), st.integers(1, 10))
+def test_the_average_of_logarithms_neither_underflows_nor_depends_on_the_chunk(seeds, chunk):
+    def score(part):
+        return 300 * scores_of(part) - 400
+
+    found = seed_log_average(score, seeds, chunk)
+    expected = score(seeds).double().logsumexp(0) - math.log(len(seeds))
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-4)
+    lost = seed_log_average(lambda part: torch.full((len(part), 2, 2), -torch.inf), seeds, chunk)
+    assert (lost == -torch.inf).all()
 
 
 def test_errors_of_seed_average():

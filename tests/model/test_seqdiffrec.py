@@ -268,7 +268,7 @@ def test_inference_is_the_algorithm_averaged_over_seeds(inference, k):
         found = model.full_sort_predict(batch)[:, 1:]
         each = [plain_inference(model, batch, seed, k, inference == "reverse") for seed in (3, 4)]
     assert (each[0] - each[1]).abs().max() > 1e-4
-    torch.testing.assert_close(found, (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.exp(), (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_the_papers_inference_is_one_step_of_ten_seeds():

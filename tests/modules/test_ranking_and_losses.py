@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,24 @@ def test_topk_in_parts_is_that_of_all_scores(seeds, chunk):
     exclude = torch.cat([items[:, :2], torch.zeros(12, 1, dtype=torch.long)], 1)
     _, rest = it.model.topk(interaction, 3, exclude)
     assert torch.equal(rest, items[:, 2:])
+
+
+@pytest.mark.parametrize("chunk", [40, 10**6])
+def test_several_seeds_rank_a_wide_model_whose_probabilities_would_underflow(chunk, monkeypatch):
+    """Scores of hundreds, as inner products of 3,072 dimensions are: of nearly all items float32 holds no probability."""
+    it = toy("DiffuRec", num_steps=2, inference_seeds=[3, 4], logits_chunk=chunk)
+    model, interaction = it.model.eval(), batch_of(it.test, 12)
+    drawn = 200 * torch.randn(2, 12, model.n_items, generator=torch.Generator().manual_seed(0))
+    drawn[..., 0] = -torch.inf
+    monkeypatch.setattr(model, "sample_start", lambda _, seeds: drawn[[seed - 3 for seed in seeds]])
+    monkeypatch.setattr(model, "item_scores", lambda x_start, items=slice(None): x_start[..., items].clone())
+    exact = drawn.double().log_softmax(-1).logsumexp(0) - math.log(2)
+    assert (exact.exp().float() == 0).float().mean() > 0.5
+    scores, (best, found) = model.full_sort_predict(interaction), model.topk(interaction, 20)
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-3)
+    for items in (scores.topk(20).indices, found):  # but for the order of what float32 cannot tell apart
+        torch.testing.assert_close(exact.gather(1, items), exact.topk(20).values, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(best, scores.gather(1, found))
 
 
 def test_more_than_all_items_gives_all_items():
