@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def calm_screen(config) -> None:
                 handler.setFormatter(_Plain())
 
 
+@contextlib.contextmanager
+def log_of_its_own() -> Iterator[None]:
+    """Close afterwards the log that RecBole opens inside; while one is open, it opens no other."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        yield
+    finally:
+        for handler in root.handlers[:]:
+            if handler not in before:
+                root.removeHandler(handler)
+                handler.close()
+
+
 def log_file() -> str | None:
     """The file that RecBole logs to, relative to where the program runs."""
     for handler in logging.getLogger().handlers:
@@ -77,6 +92,12 @@ def show_run(config, dataset, model) -> None:
     logger.info(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     if log_file():
         logger.info(f"  log: {log_file()}")
+
+
+def show_pretraining(first, config) -> None:
+    """Say what the epochs are of that come first."""
+    going_on = " goes on" if first["resume"] else " is trained"
+    logger.info(f"  first {first['model']}{going_on}, with whose items {config['model']} starts:")
 
 
 def epoch_lines(trainer, then: Callable[[int, float], None] | None = None) -> Callable[[int, float], None]:

@@ -18,18 +18,20 @@ from recbole.utils import EvaluatorType, dict2str, get_model, get_trainer, init_
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world, spawn
+from recbole_diffusion.compat.files import wait_for
 from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_machine
 from recbole_diffusion.config.settings import result_settings, resume_settings, settings
-from recbole_diffusion.console import calm_screen, epoch_lines, show_run
+from recbole_diffusion.console import calm_screen, epoch_lines, log_of_its_own, show_pretraining, show_run
 from recbole_diffusion.data.cache import cache_name, cache_table, table_options
 from recbole_diffusion.data.preparation import prepare_data
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.registry import check_model_name, pretraining_config, value_sources
-from recbole_diffusion.stored import Catalogue, NeedsData, config_of, model_of
+from recbole_diffusion.stored import config_of, model_of
 from recbole_diffusion.trainer import DiffusionTrainer
-from recbole_diffusion.trainer.resume import Interrupted, find_last_state
+from recbole_diffusion.trainer.embeddings import check_embeds
+from recbole_diffusion.trainer.resume import Interrupted, best_file_of, find_last_state, lock_of
 
 QUIET = {"show_progress": False, "state": "WARNING"}  # of what is loaded again
 
@@ -136,21 +138,29 @@ def _pretraining(config: Config) -> Config:
     return first
 
 
+def _pretrain(config: Config) -> str:
+    """Train first the model that the key ``pretrain`` names, or find it trained; the file of its best checkpoint."""
+    first = _pretraining(config)
+    if first["resume"]:
+        wait_for(lock_of(best_file_of(first["resume"])), f"the pretraining [{first['resume']}]")
+    try:
+        with log_of_its_own():
+            trainer, *data = prepare_training(first)
+            check_embeds(trainer.model, first["model"], config["hidden_size"])
+            show_pretraining(first, config)
+            return fit_and_test(first, trainer, *data)["model_file"]
+    except Interrupted as stop:
+        stop.resume = None  # its state is found again without being named, and is none of this model
+        raise
+
+
 def prepare_training(config: Config):
     """Everything that training needs: ``(trainer, train_data, valid_data, test_data)``.
 
     Trains the model that the key ``pretrain`` names first. Seeds all random generators, and resumes the trainer where
     the key ``resume`` says so.
     """
-    pretrained = None
-    if config["pretrain"] and not find_resume_file(config):
-        first = _pretraining(config)
-        _check_embeds(first, config["hidden_size"])
-        try:
-            pretrained = train_and_test(first)["model_file"]
-        except Interrupted as stop:
-            stop.resume = None  # its state is found again without being named, and is none of this model
-            raise
+    pretrained = _pretrain(config) if config["pretrain"] and not find_resume_file(config) else None
     init_seed(config["seed"], config["reproducibility"])
     logger = getLogger()
     if rank_and_world()[0] == 0:
@@ -222,18 +232,6 @@ def describe_config(config: Config, config_file_list: Sequence[str] = (), comman
         line = yaml.safe_dump({key: value}, default_flow_style=True, width=math.inf, sort_keys=False).strip()[1:-1]
         lines.append(f"{line:<40}  # {sources[key]}")
     return "\n".join(lines)
-
-
-def _check_embeds(config: Config, hidden_size: int) -> None:
-    """Raise ValueError, before any training, where a model to train first has no item embeddings of this size."""
-    try:
-        model = get_model(config["model"])(config, Catalogue(config, ["[PAD]", "an item"]))
-    except NeedsData:
-        return  # of a model that reads more only its checkpoint tells
-    embedding = getattr(model, "item_embedding", None)
-    if embedding is None or embedding.weight.shape[1] != hidden_size:
-        size = "no item embeddings" if embedding is None else f"item embeddings of size {embedding.weight.shape[1]}"
-        raise ValueError(f"pretrain [{config['model']}] has {size}, and must have some of hidden_size [{hidden_size}].")
 
 
 def build_trainer(config: Config, model) -> Trainer:

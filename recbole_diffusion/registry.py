@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_diffusion.compat.values import read_yaml
-from recbole_diffusion.config.checks import check_keys, near_keys, warn_of_idle_keys
+from recbole_diffusion.config.checks import check_keys, idle_keys, near_keys, warn_of_idle_keys
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS, RUN, START_KEYS
 from recbole_diffusion.data.sequences import PrefixDataset
 from recbole_diffusion.model.adrec import ADRec
@@ -204,7 +204,8 @@ def pretraining_config(config: Config) -> Config:
     user = {key: value for key, value in user.items() if key in config.external_config_dict}
     reads = {key for path in props_files(name, config["dataset"]) for key in read_yaml(path)} - START_KEYS
     if name not in MODELS:
-        reads |= read_yaml(RECBOLE_PROPERTIES / "model" / f"{name}.yaml").keys()
+        own_props = RECBOLE_PROPERTIES / "model" / f"{name}.yaml"
+        reads |= read_yaml(own_props).keys() if own_props.stat().st_size else set()
     reads |= {key for key in user if key in RUN or key not in KEYS} - {"save_dataloaders", "dataloaders_save_path"}
     values = {**config.internal_config_dict, **user}
     values = {key: value for key, value in values.items() if key in reads}
@@ -214,6 +215,11 @@ def pretraining_config(config: Config) -> Config:
     try:
         differs = {**config.internal_config_dict["pretrain_config"], **_said_for(config, name)}
         differs |= config.external_config_dict.get("pretrain_config") or {}
+        wrong = differs.keys() & {"model", "dataset"}
+        if wrong:
+            raise ValueError(f"pretrain_config must not hold {' and '.join(sorted(wrong))}: pretrain names the model.")
+        for key in idle_keys({**values, **differs}).keys() - differs.keys():
+            values.pop(key)  # nothing of the first model's, of which it would be warned
         return Config(name, config["dataset"], None, {**values, **differs, **own})
     finally:
         sys.argv = argv

@@ -88,7 +88,7 @@ def model_of(checkpoint: Mapping[str, Any], config: Config, dataset, model_file)
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model_file [{model_file}] cannot be used as configured: {text}") from error
-    load_weights(model, checkpoint, model_file)
+    load_weights(model, checkpoint, model_file, None if isinstance(dataset, Catalogue) else dataset)
     return model
 
 

@@ -196,6 +196,15 @@ IDLE = [
     ("SASRecPlus", {"n_sampled_items": 5}, {"item_loss": "sampled"}),
     ("SASRecPlus", {"seen_buckets": 2}, {"seen_items": "learned"}),
     ("SASRecPlus", {"amp_dtype": "fp16"}, {"enable_amp": True}),
+    ("PreferDiff", {"initializer_range": 0.5}, {"initializer": "normal"}),
+    ("DiffuRec", {"beta_end": 0.5}, {"noise_schedule": "linear"}),
+    ("DreamRec", {"beta_min": 0.5}, {"noise_schedule": "exponential"}),
+]
+UNREAD = [
+    ("ADRec", {"independent_steps": False}, {"lambda_uncertainty": 0}),
+    ("PreferDiff", {"negatives": "sampled"}, {"generation_weight": 1}),
+    ("SASRecPlus", {"freeze_mode": "decay"}, {"freeze_embedding_epochs": 0}),
+    ("SASRecPlus", {"pretrain_config": {"epochs": 3}}, {"pretrain": None}),
 ]
 
 
@@ -209,6 +218,17 @@ def test_a_key_that_another_leaves_unread_is_warned_of_and_its_default_is_not(mo
     recwarn.clear()
     toy_config(model, **said, **read)
     toy_config(model, **otherwise, **{key: toy_config(model)[key]})
+    assert not [one for one in recwarn if "no effect where" in str(one.message)]
+
+
+@pytest.mark.parametrize("model, said, under", UNREAD, ids=str)
+def test_a_key_that_one_value_of_another_leaves_unread_is_warned_of(model, said, under, recwarn):
+    [(key, value), (other, at)] = [*said.items(), *under.items()]
+    toy_config(model, **said, **under)
+    found = [str(one.message) for one in recwarn if "no effect where" in str(one.message)]
+    assert found == [f"{key} [{value}] has no effect where {other} is [{at}]."]
+    recwarn.clear()
+    toy_config(model, **said, **{other: {"pretrain": "SASRecPlus", "freeze_embedding_epochs": 2}.get(other, 0.5)})
     assert not [one for one in recwarn if "no effect where" in str(one.message)]
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,6 +84,18 @@ def lock_file(path: str | os.PathLike, what: str) -> Iterator[None]:
             yield
         finally:
             os.unlink(path)
+
+
+def wait_for(path: str | os.PathLike, what: str) -> None:
+    """Wait until no other process holds a `lock_file` of that name; a line says so, where there is one."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            getLogger().warning(f"Waits for {what}, which another process is writing.")
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def checksum(path: str | os.PathLike, size: int | None = None) -> int:

@@ -24,15 +24,36 @@ READ_UNDER = {
     "n_sampled_items": ("item_loss", "sampled"),
     "seen_buckets": ("seen_items", "learned"),
     "amp_dtype": ("enable_amp", True),
+    "initializer_range": ("initializer", "normal"),
+    **dict.fromkeys(("beta_start", "beta_end"), ("noise_schedule", "linear")),
+    **dict.fromkeys(("beta_min", "beta_max"), ("noise_schedule", "exponential")),
 }
+# And those that are not, under one value of another.
+UNREAD_UNDER = {
+    **dict.fromkeys(("num_steps", "noise_schedule", "independent_steps"), ("lambda_uncertainty", 0)),
+    **dict.fromkeys(("negatives", "ranking", "ranking_scale"), ("generation_weight", 1)),
+    "freeze_mode": ("freeze_embedding_epochs", 0),
+    "pretrain_config": ("pretrain", None),
+}
+
+
+def idle_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that the value of another leaves unread, and where that is so, in words."""
+    read = {key: pair for key, pair in READ_UNDER.items() if pair[0] in config and config[pair[0]] != pair[1]}
+    unread = {key: pair for key, pair in UNREAD_UNDER.items() if pair[0] in config and config[pair[0]] == pair[1]}
+    words = {key: f"where {other} is [{value}]" for key, (other, value) in unread.items()}
+    words |= {
+        key: f"where {other} is [{config[other]}], only where it is [{value}]" for key, (other, value) in read.items()
+    }
+    return {key: text for key, text in words.items() if key in config}
 
 
 def warn_of_idle_keys(config: Mapping[str, Any], said: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Warn of keys that were ``said``, and otherwise than by default, where the value of another leaves them unread."""
     idle = [
-        f"{key} [{said[key]}] has no effect where {other} is [{config[other]}], only where it is [{value}]."
-        for key, (other, value) in READ_UNDER.items()
-        if key in said and said[key] != defaults.get(key) and other in config and config[other] != value
+        f"{key} [{said[key]}] has no effect {where}."
+        for key, where in idle_keys(config).items()
+        if key in said and said[key] != defaults.get(key)
     ]
     if idle:
         warnings.warn(" ".join(idle), stacklevel=2)

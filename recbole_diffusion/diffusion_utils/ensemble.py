@@ -96,7 +96,7 @@ def seed_average(
 def seed_log_average(
     score_fn: Callable[[list[int]], Tensor], seeds: int | Sequence[int], chunk: int | None = None
 ) -> Tensor:
-    """Return the logarithm of the average over `seeds` of what `score_fn` gives the logarithms of, float32 [B, n_items].
+    """Return the logarithm of the average over `seeds`, where `score_fn` gives logarithms; float32 [B, n_items].
 
     As `seed_average` otherwise, and without an underflow: what is minus infinity under every seed stays that.
     """

@@ -23,6 +23,14 @@ def check_item_embeddings(config: Mapping[str, Any]) -> None:
         read_item_embeddings(file, config["hidden_size"])
 
 
+def check_embeds(model, name: str, hidden_size: int) -> None:
+    """Raise ValueError, before any training, where a model to train first has no item embeddings of this size."""
+    embedding = getattr(model, "item_embedding", None)
+    if embedding is None or embedding.weight.shape[1] != hidden_size:
+        size = "no item embeddings" if embedding is None else f"item embeddings of size {embedding.weight.shape[1]}"
+        raise ValueError(f"pretrain [{name}] has {size}, and must have some of hidden_size [{hidden_size}].")
+
+
 def read_item_embeddings(path: str | Path, hidden_size: int) -> tuple[dict[str, int], Tensor]:
     """The row of each item token in a checkpoint of any model that embeds items, and its embeddings [n_items, D].
 

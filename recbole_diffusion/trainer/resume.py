@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from logging import getLogger
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world
+from recbole_diffusion.compat.files import checksum
 from recbole_diffusion.compat.finite import check_parameters
+from recbole_diffusion.config.settings import resume_settings
 
 NEEDED = ("epoch", "cur_step", "best_valid_score", "optimizer")
 NEEDED_LAST = ("best_valid_result", "lr_scheduler", "scaler", "train_loss_dict")
 SCHEDULE = {"base_lrs", "last_epoch", "_step_count", "_last_lr"}  # of a learning rate's, what training goes on from
+OF_VALIDATION = {"valid_metric", "mask_history", "eval_args", "data"}  # scores under others cannot be compared
 OF_OTHER_VERSIONS = {"verbose", "_is_initial", "_get_lr_called_within_step", "lr_lambdas"}
 
 
@@ -28,8 +32,22 @@ def best_file_of(path: str | Path) -> str:
     return str(path.with_stem(path.stem.removesuffix("-last")))
 
 
+def lock_of(path: str | Path) -> Path:
+    """The file that a run holds while it trains; ``path`` is its best checkpoint."""
+    return Path(path).with_name(f".{Path(path).name}.lock")
+
+
+def data_checksum(config) -> int | None:
+    """A number that tells the interactions' files of one run from those of another, None where they are not there."""
+    parts = [f".{part}" for part in config["benchmark_filename"] or ()]
+    files = [Path(config["data_path"]) / f"{config['dataset']}{part}.inter" for part in parts or [""]]
+    if not all(file.is_file() for file in files):
+        return None
+    return sum(place * checksum(file) for place, file in enumerate(files, 1))
+
+
 def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dict]) -> str | None:
-    """The newest last state in a folder of a run with the settings of a Config, and with its best checkpoint."""
+    """The newest last state in a folder of a run on the same data with the settings of a Config, and its best file."""
     files = Path(folder).glob(f"{config['model']}-*-last.pth")
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -39,11 +57,20 @@ def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dic
             continue
         found, wanted = settings_of(checkpoint["config"]), settings_of(config)
         differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        if not differ and not same_data(checkpoint, config):
+            differ = [f"the interactions of dataset [{config['dataset']}]"]
         if not differ and Path(best_file_of(path)).is_file():
             return str(path)
         why = f"another run: {', '.join(differ)} differ" if differ else "whose best checkpoint is gone"
         getLogger().info(f"resume [auto] passes over {path}, {why}.")
     return None
+
+
+def same_data(checkpoint: Mapping[str, Any], config) -> bool:
+    """Whether a last state is of the interactions that a Config names, as far as both are known."""
+    old = checkpoint.get("data_checksum")
+    new = None if old is None else data_checksum(config)
+    return new is None or old == new
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,21 +102,77 @@ def take_up(part: str, path: str | Path, load: Callable[[Any], Any], state: Any)
         raise ValueError(f"model_file [{path}] cannot be resumed: its {part} is not of this run ({text}).") from error
 
 
-def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def compare_settings(checkpoint: Mapping[str, Any], config, path: str | Path) -> bool:
+    """Warn where a run goes on otherwise than it began; tell whether its best score can stand beside later ones.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is of another dataset.
+    """
+    old, new = resume_settings(checkpoint["config"]), resume_settings(config)
+    changed = {key: f"{key} [{new[key]}] was [{old[key]}]" for key in old if key in new and old[key] != new[key]}
+    if "dataset" in changed:
+        raise ValueError(
+            f"model_file [{path}] cannot be resumed: it is of dataset [{old['dataset']}], not [{new['dataset']}]."
+        )
+    if not same_data(checkpoint, config):
+        changed["data"] = f"the interactions of dataset [{new['dataset']}] are others"
+    if changed:
+        warnings.warn(
+            f"resuming {path} with other settings: {', '.join(sorted(changed.values()))}. The optimizer goes on as it "
+            "was, with its own learning rate and weight decay.",
+            stacklevel=3,
+        )
+    return not OF_VALIDATION & changed.keys()
+
+
+def load_weights(model, checkpoint: Mapping[str, Any], path: str | Path, dataset=None) -> None:
     """Put a checkpoint's weights and other parameters into a model.
 
     Raises
     ------
     ValueError
-        They are of other shapes or names, or not finite; ``path`` is for the message.
+        They are of other shapes or names, not finite, or of other items than a ``dataset``'s; ``path`` is for the
+        message.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise ValueError(f"model_file [{path}] does not fit this configuration or dataset: {text}") from error
-    model.load_other_parameter(checkpoint.get("other_parameter"))
+    other = checkpoint.get("other_parameter") or {}
+    if "item_tokens" in other:
+        _hold_items(model, other["item_tokens"])
+    model.load_other_parameter(other)
     check_parameters(model, f"model_file [{path}]")
+    if dataset is not None:
+        take_items(model, dataset, f"model_file [{path}]")
+
+
+def take_items(model, dataset, what: str = "the model") -> None:
+    """Let a model, and with it its checkpoints, keep what a dataset calls its items: ``recommend`` then needs no data.
+
+    Raises
+    ------
+    ValueError
+        Its weights are of other items, or of these in another order; the message begins with ``what``.
+    """
+    tokens = dataset.field2id_token[dataset.iid_field].tolist()
+    held = getattr(model, "item_tokens", tokens)
+    if held != tokens:
+        pairs = zip(held, tokens, strict=False) if isinstance(held, list) else ()
+        where = [f": number {n} is [{a}] there and [{b}] here" for n, (a, b) in enumerate(pairs) if a != b][:1]
+        raise ValueError(
+            f"{what} is of other items than dataset [{dataset.dataset_name}], or of these in another order"
+            f"{''.join(where)}. Items are numbered as the lines of the file name them: if it has changed, train anew."
+        )
+    _hold_items(model, tokens)
+
+
+def _hold_items(model, tokens: list[str]) -> None:
+    model.item_tokens = tokens
+    model.other_parameter_name = list({*getattr(model, "other_parameter_name", ()), "item_tokens"})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

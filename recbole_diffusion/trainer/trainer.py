@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, ra
 from recbole_diffusion.compat.files import lock_file, remove_parts
 from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.compat.progress import bar
-from recbole_diffusion.config.settings import resume_settings
 from recbole_diffusion.modules.recommender import AMP_DTYPES
 from recbole_diffusion.protocols import BothProtocols
 from recbole_diffusion.trainer.checks import check_training_config
@@ -31,12 +29,16 @@ from recbole_diffusion.trainer.learning_rate import build_lr_lambda
 from recbole_diffusion.trainer.resume import (
     best_file_of,
     check_resumable,
+    compare_settings,
+    data_checksum,
     load_optimizer,
     load_same_keys,
     load_schedule,
     load_weights,
+    lock_of,
     random_state,
     set_random_state,
+    take_items,
     take_up,
 )
 
@@ -73,7 +75,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
         self.from_scratch = True  # False: somebody has put trained weights in
         self._train_data, self._frozen = None, False
         self._save_last = True
-        self._resume_state = None
+        self._resume_state, self._data_checksum = None, None
 
     @property
     def last_model_file(self) -> str:
@@ -166,7 +168,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train as RecBole's ``fit`` does, keeping the state of the last epoch beside the best checkpoint."""
         self._save_last = saved
-        _keep_item_tokens(self.model, train_data._dataset)
+        take_items(self.model, train_data._dataset)
+        self._data_checksum = data_checksum(self.config) if saved else None
         if self._resume_state is not None:
             (file, state), self._resume_state = self._resume_state, None
             take_up("random_state", file, partial(set_random_state, train_data, self.device), state)
@@ -192,7 +195,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             yield
             return
         path = Path(self.saved_model_file)
-        with lock_file(path.with_name(f".{path.name}.lock"), f"the run of [{path}]"):
+        with lock_file(lock_of(path), f"the run of [{path}]"):
             for file in (path, self.last_model_file):
                 remove_parts(file)
             yield
@@ -214,6 +217,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "scaler": self.scaler.state_dict(),
             "train_loss_dict": self.train_loss_dict,
             "curve": self.curve,
+            "data_checksum": self._data_checksum,
             "random_state": random_state(self._train_data),
         }
         save_checkpoint(state, self.last_model_file)
@@ -221,32 +225,25 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def resume_checkpoint(self, resume_file) -> None:
         """Continue from a checkpoint; from a ``-last.pth`` file the run goes on as if it had never stopped.
 
-        Warns where other parameters than those of the checkpoint are set.
+        Warns where other parameters than those of the checkpoint are set. The best score so far stands as long as it
+        was measured as this run measures.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            As ``compat.load_checkpoint``: missing, truncated, foreign, or of another model.
+            As ``compat.load_checkpoint``: missing, truncated, foreign, or of another model; or of another dataset.
         """
         checkpoint = load_checkpoint(resume_file, model=self.config["model"])
-        old, new = resume_settings(checkpoint["config"]), resume_settings(self.config)
-        shared = sorted(old.keys() & new.keys())
-        changed = [f"{key} [{new[key]}] was [{old[key]}]" for key in shared if old[key] != new[key]]
-        if changed:
-            warnings.warn(
-                f"resuming {resume_file} with other settings: {', '.join(changed)}. The optimizer goes on as "
-                "it was, with its own learning rate and weight decay.",
-                stacklevel=2,
-            )
+        comparable = compare_settings(checkpoint, self.config, resume_file)
         check_resumable(checkpoint, resume_file)
         self.saved_model_file = best_file_of(resume_file)
         self.start_epoch = checkpoint["epoch"] + 1
-        self.cur_step = checkpoint["cur_step"]
-        self.best_valid_score = checkpoint["best_valid_score"]
+        if comparable:
+            self.cur_step, self.best_valid_score = checkpoint["cur_step"], checkpoint["best_valid_score"]
         load_weights(self.model, checkpoint, resume_file)
         take_up("optimizer", resume_file, partial(load_optimizer, self.optimizer), checkpoint["optimizer"])
         if "random_state" in checkpoint:
-            self.best_valid_result = checkpoint["best_valid_result"] or None
+            self.best_valid_result = (comparable and checkpoint["best_valid_result"]) or None
             take_up("lr_scheduler", resume_file, partial(load_schedule, self.lr_scheduler), checkpoint["lr_scheduler"])
             take_up("scaler", resume_file, partial(load_same_keys, self.scaler), checkpoint["scaler"])
             self.train_loss_dict = checkpoint["train_loss_dict"]
@@ -276,12 +273,6 @@ class DiffusionTrainer(BothProtocols, Trainer):
         if eval_data and load_best_model:
             path = model_file or self.saved_model_file
             best = from_rank_zero(lambda: {**load_checkpoint(path, model=self.config["model"]), "config": None})
-            load_weights(self.model, best, path)
+            load_weights(self.model, best, path, eval_data._dataset)
             self.logger.info(f"Loading model structure and parameters from {path}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-
-
-def _keep_item_tokens(model, dataset) -> None:
-    """Let RecBole keep the items' external tokens in every checkpoint, so that ``recommend`` needs no dataset."""
-    model.item_tokens = dataset.field2id_token[dataset.iid_field].tolist()
-    model.other_parameter_name = list({*getattr(model, "other_parameter_name", ()), "item_tokens"})

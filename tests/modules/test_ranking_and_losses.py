@@ -74,7 +74,7 @@ def test_topk_in_parts_is_that_of_all_scores(seeds, chunk):
 
 @pytest.mark.parametrize("chunk", [40, 10**6])
 def test_several_seeds_rank_a_wide_model_whose_probabilities_would_underflow(chunk, monkeypatch):
-    """Scores of hundreds, as inner products of 3,072 dimensions are: of nearly all items float32 holds no probability."""
+    """Scores of hundreds, as inner products of 3,072 dimensions are: of most items float32 holds no probability."""
     it = toy("DiffuRec", num_steps=2, inference_seeds=[3, 4], logits_chunk=chunk)
     model, interaction = it.model.eval(), batch_of(it.test, 12)
     drawn = 200 * torch.randn(2, 12, model.n_items, generator=torch.Generator().manual_seed(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from recbole.quick_start import run_recbole
 
 from recbole_diffusion import MODELS, quick_start
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
+from recbole_diffusion.compat.files import lock_file
 from recbole_diffusion.quick_start import build_config, prepare_training, run, train_and_test
 from recbole_diffusion.registry import pretraining_config
 from recbole_diffusion.trainer import DiffusionTrainer
 from recbole_diffusion.trainer.embeddings import load_item_embeddings
-from recbole_diffusion.trainer.resume import Interrupted
+from recbole_diffusion.trainer.resume import Interrupted, best_file_of, lock_of
 
 from ..conftest import ROOT, TINY, few_steps, toy, toy_config
 
@@ -158,9 +160,50 @@ def test_a_first_model_of_recboles_takes_the_sizes_and_one_without_fitting_items
     sizes = {"hidden_size": 16, "n_layers": 1, "inner_size": 24}
     first = pretraining_config(toy_config("DiffuRec", pretrain="SASRec", **sizes))
     assert {key: first[key] for key in sizes} == sizes
-    monkeypatch.setattr(quick_start, "train_and_test", lambda config: pytest.fail("it trains"))
+    monkeypatch.setattr(quick_start, "fit_and_test", lambda *args: pytest.fail("it trains"))
     with pytest.raises(ValueError, match=r"pretrain \[GRU4Rec\] has item embeddings of size 64, .* hidden_size \[16\]"):
         quick_start.prepare_training(toy_config("DiffuRec", pretrain="GRU4Rec", **sizes))
+
+
+@pytest.mark.parametrize("name, said", [("Pop", "no item embeddings"), ("BPR", "item embeddings of size 64")])
+def test_a_first_model_that_reads_more_than_histories_is_refused_before_it_trains_too(monkeypatch, name, said):
+    monkeypatch.setattr(quick_start, "fit_and_test", lambda *args: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=rf"pretrain \[{name}\] has {said}, and must have some of hidden_size \[32\]"):
+        quick_start.prepare_training(toy_config("DiffuRec", pretrain=name))
+
+
+def test_the_first_model_is_warned_of_no_key_that_the_second_alone_was_told(recwarn):
+    first = pretraining_config(toy_config("ADRec", pretrain="SASRecPlus", num_steps=3, positions_from="start"))
+    assert not [one for one in recwarn if "no effect" in str(one.message) and "positions_from" not in str(one.message)]
+    recwarn.clear()
+    first = pretraining_config(toy_config("ADRec", pretrain="SASRecPlus"))
+    assert not [one for one in recwarn if "no effect" in str(one.message)] and not first["use_position_embedding"]
+    with pytest.raises(ValueError, match="pretrain_config must not hold dataset"):
+        pretraining_config(toy_config("ADRec", pretrain="SASRecPlus", pretrain_config={"dataset": "ml-100k"}))
+
+
+def test_a_pretraining_that_another_process_is_writing_is_waited_for(tmp_path, caplog):
+    """The same one, by another run beside it: it is neither trained twice nor an error."""
+    keys = {"pretrain": "SASRecPlus", "loss_scale": 0, "epochs": 1, "checkpoint_dir": str(tmp_path)}
+    train_and_test(toy_config("ADRec", **keys))
+    [last] = tmp_path.glob("pretrain/*-last.pth")
+    with ThreadPoolExecutor(1) as pool:
+        with lock_file(lock_of(best_file_of(last)), "it"):
+            second = pool.submit(quick_start._pretrain, toy_config("ADRec", num_steps=3, **keys))
+            assert not wait([second], timeout=1).done
+        assert second.result(timeout=60) == best_file_of(last)
+    assert "Waits for the pretraining" in caplog.text and [last] == [*tmp_path.glob("pretrain/*-last.pth")]
+
+
+def test_each_of_the_two_trainings_has_its_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # pytest's, beside which RecBole opens none
+    train_and_test(toy_config("ADRec", pretrain="SASRecPlus", loss_scale=0, epochs=1, state="INFO"))
+    logs = {path.parent.name: path.read_text() for path in tmp_path.glob("log/*/*.log")}
+    assert logs.keys() == {"ADRec", "SASRecPlus"}
+    assert all(f"{name}(" in text and "test result" in text for name, text in logs.items())
+    assert "ADRec(" not in logs["SASRecPlus"] and "SASRecPlus(" not in logs["ADRec"]
 
 
 def test_what_the_first_model_is_told_stands_above_what_the_props_tell_it():

@@ -1,0 +1,102 @@
+"""A run goes on, and is loaded, with the data it was trained on: what was another's is refused, or passed over."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.quick_start import load_data_and_model, run
+from recbole_diffusion.trainer import DiffusionTrainer
+
+from ..conftest import ROOT, TINY, toy
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Train a tiny SASRecPlus, or ADRec with its pretraining, on a copy of markov-toy whose lines can be changed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "dataset" / "markov-toy", "data/markov-toy")
+    quiet = {"data_path": "data", "state": "ERROR", "show_progress": False}
+
+    def train(model="SASRecPlus", dataset="markov-toy", **overrides):
+        return run(model, dataset, config_dict={**quiet, **TINY, "epochs": 1, "limit_train_batches": 2, **overrides})
+
+    return train
+
+
+def change_lines(how, dataset="markov-toy"):
+    """Rewrite the lines of an interaction file below its header."""
+    file = Path("data") / dataset / f"{dataset}.inter"
+    head, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([head, *how(lines)]) + "\n")
+
+
+def shuffled(lines):
+    return random.Random(0).sample(lines, len(lines))
+
+
+def states(folder="saved"):
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).glob("*.pth")}
+
+
+def test_items_in_another_order_are_refused_and_auto_begins_anew(train):
+    result = train()
+    last = result["model_file"].replace(".pth", "-last.pth")
+    change_lines(shuffled)
+    before = states()
+    with pytest.warns(UserWarning, match=r"the interactions of dataset \[markov-toy\] are others"):
+        with pytest.raises(ValueError, match=r"other items than dataset \[markov-toy\], or of these in another order"):
+            train(epochs=2, resume=last)
+    with pytest.raises(ValueError, match=rf"model_file \[{result['model_file']}\] is of other items .* number 1 is \["):
+        load_data_and_model(result["model_file"], {"data_path": "data"})
+    assert states() == before
+    again = train(epochs=2, resume="auto")
+    assert again["epochs"] == 2 and again["model_file"] != result["model_file"]
+    assert states().items() >= before.items()
+
+
+def test_a_checkpoint_of_items_in_another_order_is_not_evaluated(train):
+    file = train()["model_file"]
+    it = toy("SASRecPlus")
+    assert DiffusionTrainer(it.config, it.model).evaluate(it.test, model_file=file)
+    change_lines(shuffled)
+    other = toy("SASRecPlus", data_path="data")
+    with pytest.raises(ValueError, match="in another order"):
+        DiffusionTrainer(other.config, other.model).evaluate(other.test, model_file=file)
+
+
+def test_a_pretraining_on_other_interactions_is_not_taken(train):
+    train("ADRec", pretrain="SASRecPlus", loss_scale=0)
+    first = states("saved/pretrain")
+    train("ADRec", pretrain="SASRecPlus", loss_scale=0, learning_rate=0.01)
+    assert len(states("saved/pretrain")) == 2 * len(first)  # the rate is that of both
+    train("ADRec", pretrain="SASRecPlus", loss_scale=0, num_steps=3)
+    assert len(states("saved/pretrain")) == 2 * len(first)
+    change_lines(lambda lines: lines[:-40])
+    train("ADRec", pretrain="SASRecPlus", loss_scale=0)
+    assert len(states("saved/pretrain")) == 3 * len(first)
+
+
+def test_a_run_on_another_dataset_is_not_resumed_and_keeps_its_files(train):
+    last = train()["model_file"].replace(".pth", "-last.pth")
+    shutil.copytree("data/markov-toy", "data/other")
+    Path("data/other/markov-toy.inter").rename("data/other/other.inter")
+    before = states()
+    with pytest.raises(ValueError, match=r"cannot be resumed: it is of dataset \[markov-toy\], not \[other\]"):
+        train(dataset="other", epochs=2, resume=last)
+    assert states() == before
+
+
+@pytest.mark.parametrize("change", [{"valid_metric": "NDCG@10"}, {"mask_history": False}])
+def test_the_best_score_of_another_kind_does_not_stand(train, change):
+    """A hit rate is above any NDCG, and one with the history masked above one without."""
+    keys = {"valid_metric": "Hit@20", "mask_history": True}
+    last = train(**keys)["model_file"].replace(".pth", "-last.pth")
+    with pytest.warns(UserWarning, match="with other settings"):
+        again = train(**{**keys, **change}, epochs=2, learning_rate=1e-9, resume=last)
+    assert load_checkpoint(again["model_file"])["epoch"] == 1
+    assert again["best_valid_score"] == again["best_valid_result"][{**keys, **change}["valid_metric"].lower()]
