@@ -55,31 +55,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def comparison_tables(runs: Runs, dataset: str, baseline: str) -> list[Table]:
-    """The tables of the models that have runs: of both protocols, where every model was ranked under both."""
+    """The tables of the models that have runs: of each protocol, with the models that were ranked under it."""
     every = [run for found in runs.values() for run in found.values()]
     metrics, tables = list(every[0]["test_result"]), []
-    for protocol in PROTOCOLS if all(run.get("test_results") for run in every) else (None,):
-        values = {
+    epochs = {model: fmean(run["epochs"] for run in found.values()) for model, found in runs.items()}
+    for protocol in PROTOCOLS if any(run.get("test_results") for run in every) else (None,):
+        ranked = {
             model: {seed: _metrics(run, protocol) for seed, run in found.items()} for model, found in runs.items()
         }
-        epochs = {model: fmean(run["epochs"] for run in found.values()) for model, found in runs.items()}
+        values = {model: found for model, found in ranked.items() if all(found.values())}
+        if not values:
+            continue
         words = f", history {PROTOCOL_WORDS[protocol]}" if protocol else ""
-        tables.append(metric_table(values, epochs, f"{dataset}{words}", metrics))
-        if baseline in runs and len(runs) > 1:
+        alone = [model for model in values if not all(run.get("test_results") for run in runs[model].values())]
+        note = (
+            f" {', '.join(alone)}: ranked under this protocol alone, and under leave-one-out for users of two interactions "
+            "as well, on whose only row sequential models are trained."
+        )
+        tables.append(metric_table(values, epochs, f"{dataset}{words}", metrics, note if protocol and alone else ""))
+        if baseline in values and len(values) > 1:
             tables.append(significance_table(values, metrics, baseline, words))
     papers = paper_table(list(runs), dataset, metrics)
     return [*tables, papers] if papers else tables
 
 
-def _metrics(run: Mapping[str, Any], protocol: str | None) -> Metrics:
-    return run["test_results"][protocol] if protocol else run["test_result"]
+def _metrics(run: Mapping[str, Any], protocol: str | None) -> Metrics | None:
+    """Test metrics under a protocol, None where the model was not ranked under it."""
+    if protocol is None:
+        return run["test_result"]
+    # For a model that is not sequential RecBole masks the history, unless items are said to be repeatable.
+    own = "candidates" if run["config"].get("repeatable") else "masked"
+    return (run.get("test_results") or {own: run["test_result"]}).get(protocol)
 
 
 def _values(runs: Values, model: str, metric: str, seeds: Sequence[int] | None = None) -> list[float]:
     return [runs[model][seed][metric] for seed in seeds or sorted(runs[model])]
 
 
-def metric_table(runs: Values, epochs: Mapping[str, float], title: str, metrics: list[str]) -> Table:
+def metric_table(
+    runs: Values, epochs: Mapping[str, float], title: str, metrics: list[str], note: str = ""
+) -> Table:
     """Mean and standard deviation of each test metric; all that print as the best are bold."""
     columns = []
     for metric in metrics:
@@ -91,7 +106,7 @@ def metric_table(runs: Values, epochs: Mapping[str, float], title: str, metrics:
     for model, cells in zip(runs, zip(*columns, strict=True), strict=True):
         rows.append([model, *cells, str(len(runs[model])), f"{epochs[model]:.1f}"])
     text = "Test metrics: mean ± standard deviation (n - 1) over training seeds, the best in bold."
-    return Table(f"Metrics on {title}", text, ["model", *metrics, "seeds", "epochs"], rows)
+    return Table(f"Metrics on {title}", text + note, ["model", *metrics, "seeds", "epochs"], rows)
 
 
 def significance_table(runs: Values, metrics: list[str], baseline: str, words: str = "") -> Table:

@@ -30,6 +30,23 @@ def files(folder) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_model_ranked_under_one_protocol_stands_beside_its_metrics_alone(tmp_path, repeatable):
+    (tmp_path / "own.yaml").write_text(f"per_model: {{Pop: {{repeatable: {repeatable}}}}}\n")
+    parameters, files = {**PARAMETERS, "epochs": 1}, [str(tmp_path / "own.yaml")]
+    result = compare(["SASRecPlus", "Pop"], "markov-toy", 1, None, files, parameters, tmp_path / "out")
+    parts = re.split("^## ", result["markdown"].read_text(), flags=re.M)[1:]
+    titles = ["Metrics on markov-toy, history as candidates", "Metrics on markov-toy, history masked"]
+    titles.insert(1 if repeatable else 2, f"Against Pop, history {'as candidates' if repeatable else 'masked'}")
+    assert [part.splitlines()[0] for part in parts] == titles
+    with_pop = parts[0 if repeatable else 1]
+    assert ["Pop: ranked under this protocol alone" in part for part in parts] == [part is with_pop for part in parts]
+    run, pop = (result["runs"][model][1] for model in ("SASRecPlus", "Pop"))
+    assert f"{pop['test_result']['hit@5']:.4f}" in with_pop
+    own = run["test_results"]["candidates" if repeatable else "masked"]
+    assert f"{own['hit@5'] - pop['test_result']['hit@5']:+.4f}" in next(part for part in parts if "Against" in part)
+
+
 @pytest.mark.slow
 def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
     epochs, cut = [], (("DiffuRec", 2, 2),)
