@@ -188,6 +188,8 @@ BAD_IN_ANY_RUN = [
     ("enable_amp", 1, "True or False"),
     ("metric_decimal_place", -1, "from 0 to 15"),
     ("metrics", ["Hits", "NDCG"], "ndcg"),
+    ("metrics", "[Hit,NDCG]", 'a list has quotes: ["Hit","NDCG"]'),
+    ("metrics", ["NDCG", "AUC"], "ndcg"),
     ("topk", [0, 10], ">= 1"),
     ("topk", "ten", ">= 1"),
     ("clip_grad_norm", {"max_norm": float("nan")}, "> 0"),

@@ -106,6 +106,9 @@ def _checked(load_feat):
         if table.empty:
             raise ValueError(f"dataset file [{filepath}] has a header and no rows.")
         for field in {self.uid_field, self.iid_field} & {*table}:
+            if self.field2type[field] != FeatureType.TOKEN:
+                kind = self.field2type[field].value
+                raise ValueError(f"dataset file [{filepath}]: {field} must be of the type token, not {kind}.")
             if (table[field] == PADDING).any():
                 raise ValueError(f"dataset file [{filepath}]: {field} [{PADDING}] is RecBole's name for padding.")
         # Whoever orders by time needs one; elsewhere a missing time is a feature like any other.

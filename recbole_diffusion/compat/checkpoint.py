@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -132,7 +133,7 @@ def load_checkpoint(path: str | PathLike, model: str | None = None) -> dict[str,
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"model_file [{path}] does not exist.")
+        raise FileNotFoundError(f"model_file [{path}] {'is a folder' if path.is_dir() else 'does not exist'}.")
     _warn_of_torch()
     _check_zip(path)
     try:
@@ -201,4 +202,5 @@ def _warn_of_torch() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip())  # PyTorch's colours
+    return (text or type(error).__name__).splitlines()[0]

@@ -64,7 +64,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"config_files [{path}] does not exist.")
+        raise FileNotFoundError(f"config_files [{path}] {'is a folder' if path.is_dir() else 'does not exist'}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=Config._build_yaml_loader(None))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:

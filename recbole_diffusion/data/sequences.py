@@ -26,6 +26,7 @@ class PrefixDataset(SequentialDataset):
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         feat = self.inter_feat
+        _check_columns(self, feat)
         order = torch.from_numpy(np.lexsort((feat[self.time_field].numpy(), feat[self.uid_field].numpy())))
         table = {name: feat[name][order] for name in feat}
         first = first_of_run(table[self.uid_field])
@@ -139,3 +140,21 @@ class UserSequenceDataset(PrefixDataset):
             return super().__getitem__(index, join)
         batch = self.windows[index].gather()
         return self.join(batch) if join else batch
+
+
+def _check_columns(dataset: SequentialDataset, feat) -> None:
+    """Raise ValueError where a column that rows are made of is not loaded, or would be written over by them."""
+    needed = [field for field in (dataset.uid_field, dataset.iid_field, dataset.time_field) if field not in feat]
+    if needed:
+        raise ValueError(f"load_col [{dataset.config['load_col']}] must hold {' and '.join(needed)}, of inter.")
+    made = [
+        dataset.item_list_length_field,
+        *(getattr(dataset, f"{name}_list_field") for name in feat if name != dataset.uid_field),
+    ]
+    twice = [name for place, name in enumerate(made) if name in feat or name in made[:place]]
+    if twice:
+        length, suffix = dataset.item_list_length_field, dataset.config["LIST_SUFFIX"]
+        raise ValueError(
+            f"ITEM_LIST_LENGTH_FIELD [{length}] and LIST_SUFFIX [{suffix}] must make names that no other column has: "
+            f"{twice[0]} is one of {', '.join(feat)}, or made twice."
+        )

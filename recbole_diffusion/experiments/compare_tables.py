@@ -69,8 +69,8 @@ def comparison_tables(runs: Runs, dataset: str, baseline: str) -> list[Table]:
         words = f", history {PROTOCOL_WORDS[protocol]}" if protocol else ""
         alone = [model for model in values if not all(run.get("test_results") for run in runs[model].values())]
         note = (
-            f" {', '.join(alone)}: ranked under this protocol alone, and under leave-one-out for users of two interactions "
-            "as well, on whose only row sequential models are trained."
+            f" {', '.join(alone)}: ranked under this protocol alone, and under leave-one-out for users of two "
+            "interactions as well, on whose only row sequential models are trained."
         )
         tables.append(metric_table(values, epochs, f"{dataset}{words}", metrics, note if protocol and alone else ""))
         if baseline in values and len(values) > 1:
@@ -92,9 +92,7 @@ def _values(runs: Values, model: str, metric: str, seeds: Sequence[int] | None =
     return [runs[model][seed][metric] for seed in seeds or sorted(runs[model])]
 
 
-def metric_table(
-    runs: Values, epochs: Mapping[str, float], title: str, metrics: list[str], note: str = ""
-) -> Table:
+def metric_table(runs: Values, epochs: Mapping[str, float], title: str, metrics: list[str], note: str = "") -> Table:
     """Mean and standard deviation of each test metric; all that print as the best are bold."""
     columns = []
     for metric in metrics:

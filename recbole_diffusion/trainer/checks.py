@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole.evaluator import metric_types
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_diffusion.config.checks import check_keys
 from recbole_diffusion.trainer.learning_rate import build_lr_lambda
@@ -24,11 +24,20 @@ def check_training_config(config: Mapping[str, Any]) -> None:
     )
     for metric in metrics:
         if metric is not None and metric.lower() not in metric_types:
-            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}.")
+            quotes = ' (a list has quotes: ["Hit","NDCG"])' if metric.startswith("[") else ""
+            raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}{quotes}.")
     name, _, k = str(config.get("valid_metric")).partition("@")
     if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
         raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
     mode = (config.get("eval_args") or {}).get("mode")
     modes = mode.values() if isinstance(mode, Mapping) else [mode]
+    kinds = {str(metric): metric_types[metric.lower()] for metric in metrics if metric is not None}
+    of_values = [metric for metric, kind in kinds.items() if kind == EvaluatorType.VALUE]
+    if of_values and (len(of_values) < len(kinds) or set(modes) - {"labeled", None}):
+        ranked = ", ".join(name for name, kind in metric_types.items() if kind != EvaluatorType.VALUE)
+        raise ValueError(
+            f"metrics [{', '.join(of_values)}] must be of ranked items, unless all are of labelled rows and eval_args "
+            f"has the mode labeled: {ranked}."
+        )
     if config.get("mask_history") and config.get("MODEL_TYPE") == ModelType.SEQUENTIAL and set(modes) - {"full", None}:
         raise ValueError(f"mask_history [True] needs eval_args with the mode full, not {mode}.")

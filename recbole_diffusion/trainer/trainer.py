@@ -62,7 +62,10 @@ class DiffusionTrainer(BothProtocols, Trainer):
 
     def __init__(self, config, model):
         check_training_config(config.final_config_dict)
-        super().__init__(config, model)
+        try:
+            super().__init__(config, model)
+        except OSError as error:
+            raise OSError(f"checkpoint_dir [{config['checkpoint_dir']}] cannot be used: {error}") from error
         # RecBole names the file by the second, and another run may have begun in it.
         path = Path(self.saved_model_file)
         self.saved_model_file = from_rank_zero(lambda: str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}")))

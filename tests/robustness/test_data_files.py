@@ -165,6 +165,30 @@ def test_another_encoding_is_read_when_it_is_named():
         assert "café" in prepare("SASRec", encoding=encoding)[1][0].field2id_token["item_id"]
 
 
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_of_another_type_than_token_are_named(column):
+    write([(user[1:], item[1:], time) for user, item, time in good_rows()], header=HEADER.replace(f"{column}:token", f"{column}:float"))  # fmt: skip  # noqa: E501
+    with pytest.raises(ValueError, match=rf"own.inter\]: {column} must be of the type token, not float"):
+        prepare("SASRec")
+
+
+@pytest.mark.parametrize("model", ["SASRec", "SASRecPlus"])
+@pytest.mark.parametrize("name", ["item_id", "user_id", "timestamp", "item_id_list"])
+def test_names_of_made_columns_that_others_have_are_refused(model, name):
+    write(good_rows())
+    with pytest.raises(
+        ValueError, match=rf"ITEM_LIST_LENGTH_FIELD \[{name}\] and LIST_SUFFIX \[_list\] must make names"
+    ):
+        prepare(model, ITEM_LIST_LENGTH_FIELD=name)
+
+
+def test_a_time_column_that_is_not_loaded_is_named():
+    """RecBole loads ids alone unless told more, and its own script asks for no protocol."""
+    write(good_rows())
+    with pytest.raises(ValueError, match="load_col .* must hold timestamp"):
+        prepare("SASRec", paper_protocol=False, train_neg_sample_args=None, load_col={"inter": ["user_id", "item_id"]})
+
+
 def test_fewer_items_than_the_largest_k_are_told_before_training():
     write([(f"u{user}", f"i{n % 5}", NOW + n) for user in range(5) for n in range(6)])
     settings = {"data_path": "data", "state": "ERROR", "show_progress": False, "valid_metric": "NDCG@5"}
