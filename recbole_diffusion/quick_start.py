@@ -18,7 +18,7 @@ from recbole.utils import EvaluatorType, dict2str, get_model, get_trainer, init_
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world, spawn
-from recbole_diffusion.compat.files import wait_for
+from recbole_diffusion.compat.files import Busy, wait_for
 from recbole_diffusion.compat.values import read_yaml
 from recbole_diffusion.config.checks import check_machine
 from recbole_diffusion.config.settings import result_settings, resume_settings, settings
@@ -149,6 +149,8 @@ def _pretrain(config: Config) -> str:
             check_embeds(trainer.model, first["model"], config["hidden_size"])
             show_pretraining(first, config)
             return fit_and_test(first, trainer, *data)["model_file"]
+    except Busy:  # of several that waited, another was faster
+        return _pretrain(config)
     except Interrupted as stop:
         stop.resume = None  # its state is found again without being named, and is none of this model
         raise

@@ -16,7 +16,7 @@ from recbole.utils import get_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_diffusion.config.checks import check_keys
-from recbole_diffusion.config.keys import KEYS, MACHINE_KEYS, RUN
+from recbole_diffusion.config.keys import KEYS, MACHINE_KEYS, RUN, START_KEYS
 from recbole_diffusion.registry import MODELS, check_model_name, known_keys, recbole_models
 from recbole_diffusion.trainer import load_weights
 
@@ -29,6 +29,7 @@ NEVER_FROM_A_FILE = MACHINE_KEYS | DERIVED | FILES | {"config_file"} | {key for 
 # Parts of file names: none leads to another folder.
 NAME = re.compile(r"\w[\w .()+,@=-]*")
 NAME_KEYS = ("dataset", "benchmark_filename", "additional_feat_suffix")
+OF_NO_WEIGHT = START_KEYS | {"logits_chunk", "n_sampled_items", "num_steps"}
 ALWAYS_ALLOWED = 10_000  # of what has a size in no weight, such as the longest history
 MOST_SEEDS, MOST_LAYERS = 1000, 100  # where the weights say nothing of their number
 ROOM = 2**27  # numbers that a model may have beside those of its file, such as the masks of RecBole's FEARec
@@ -135,7 +136,7 @@ def _check_sizes(values: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
     widest = max((size for shape in shapes for size in shape), default=0)
     most_layers = max(len(shapes), MOST_LAYERS)
     for key, value in values.items():
-        if key in RUN and key != "MAX_ITEM_LIST_LENGTH" or key in ("logits_chunk", "n_sampled_items", "num_steps"):
+        if key in RUN and key != "MAX_ITEM_LIST_LENGTH" or key in OF_NO_WEIGHT:
             continue  # of no weight
         layers = key.startswith(("n_layer", "num_layer")) or "block" in key or key.endswith("_layers")
         numbers, most = list(_integers(value)), most_layers if layers else max(widest, ALWAYS_ALLOWED)

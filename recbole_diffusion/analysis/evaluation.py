@@ -242,7 +242,8 @@ class Evaluation:
             top = log_p.topk(k).indices.cpu()
             mean = log_p.logsumexp(0) - math.log(len(seeds))
             average_top = mean.topk(k).indices
-            spread = (log_p - mean).gather(2, average_top.expand(len(seeds), -1, -1)).exp().std(0, correction=0).mean(1)
+            share = (log_p - mean).gather(2, average_top.expand(len(seeds), -1, -1))
+            spread = share.nan_to_num(0.0).exp().std(0, correction=0).mean(1)  # no candidate has no spread
             part = {"top": top, "places": place_of(top, target), "average_top": average_top.cpu()[None]}
             part["spread"] = spread.cpu()[None]
             for n in counts:

@@ -51,13 +51,17 @@ def remove_parts(path: str | os.PathLike) -> None:
         part.unlink(missing_ok=True)
 
 
+class Busy(ValueError):
+    """Another process holds a file."""
+
+
 @contextlib.contextmanager
 def locked(file: IO[Any], what: str) -> Iterator[None]:
     """Hold an open file for this process alone.
 
     Raises
     ------
-    ValueError
+    Busy
         Another process holds it; the message begins with ``what``.
     """
     if fcntl is None:
@@ -69,7 +73,7 @@ def locked(file: IO[Any], what: str) -> Iterator[None]:
     except (BlockingIOError, FileNotFoundError):
         held = False
     if not held:
-        raise ValueError(f"{what} is being written by another process.")
+        raise Busy(f"{what} is being written by another process.")
     try:
         yield
     finally:

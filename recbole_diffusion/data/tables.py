@@ -114,7 +114,7 @@ def _open_frame(frame: Any) -> Table:
             table = from_dataframe(frame)
         else:
             raise ValueError(f"source [{kind}] must be the path of a table or a data frame.")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"{kind} cannot be read ({_one_line(error)}): mixed types must be made text first.") from error
     return Table(kind, table.column_names, table.select, [])
 
@@ -270,7 +270,7 @@ def as_tokens(column: pa.ChunkedArray, role: str, name: str) -> pa.ChunkedArray:
     Raises
     ------
     ValueError
-        Values that are no ids, such as lists.
+        Values that are no ids, such as lists, or floats beyond the whole numbers that they tell apart.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -278,6 +278,10 @@ def as_tokens(column: pa.ChunkedArray, role: str, name: str) -> pa.ChunkedArray:
     types = pa.types
     if types.is_floating(kind):
         column = pa.compute.if_else(pa.compute.is_nan(column), None, column)
+        if (pa.compute.max(pa.compute.abs(column)).as_py() or 0) >= 2**53:  # JSON's numbers beyond int64 among them
+            raise ValueError(
+                f"{role} [{name}] holds numbers of 2^53 and more that lost digits as floats: make them text."
+            )
         try:
             column = column.cast(pa.int64())
         except pa.ArrowInvalid:

@@ -67,6 +67,10 @@ def update(recommender: Recommender, data: Any = None, **params: Any) -> Recomme
     found.known.params = {**found.known.params, "epochs": known.params.get("epochs")}  # those of one update are its own
     if found.known.params["epochs"] is None:
         del found.known.params["epochs"]
+    if hasattr(found.model, "inference_seeds") and "inference_seeds" not in params:  # as it was opened with
+        found.model.inference_seeds = recommender.model.inference_seeds
+    if "eval_batch_size" not in params:
+        found.batch_size = recommender.batch_size
     recommender.__dict__.update(found.__dict__)
     return recommender
 
@@ -107,9 +111,9 @@ def _train(data: Any, options: dict, model: str, params: dict[str, Any], old: Re
 
 
 def _said(params: dict[str, Any], model: str) -> dict[str, Any]:
-    """What an update trains with as well: for this model, and without what items started from."""
+    """What an update trains with as well: for this model, and without what items or the run started from."""
     own = (params.get("per_model") or {}).get(model, {})
-    return {key: value for key, value in {**own, **params}.items() if key not in START_KEYS | {"per_model"}}
+    return {key: value for key, value in {**own, **params}.items() if key not in START_KEYS | {"per_model", "resume"}}
 
 
 def _check_recommends(config, known: KnownUsers) -> None:
@@ -160,7 +164,10 @@ def take_over(model, old: Recommender, known: KnownUsers, config, tokens: list[s
         if name not in weights or (name not in per_item and weights[name].shape != value.shape):
             raise ValueError(f"update cannot go on from another configuration: [{name}] does not fit.")
         before = weights[name].to(value.device)
-        value.copy_(_grown(before, rows, near).view_as(value) if name in per_item else before)
+        if name in per_item:  # some models have rows behind those of the items, such as that of a mask
+            items, others = before.split([len(old.tokens), len(before) - len(old.tokens)])
+            before = torch.cat([_grown(items, rows, near), others.reshape(len(others), items[0].numel())]).view_as(value)
+        value.copy_(before)
     model.load_state_dict(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class FrameRecommender:
         return cls(path)
 
     def save(self, path: str | Path) -> None:
-        """Write model and known users as one checkpoint, which ``--model_file`` of every command takes as well."""
+        """Write model and known users as one checkpoint, which `recommend` and `export` take as ``--model_file``."""
         known = self.known and self.known.plain()
         save_checkpoint({**self.checkpoint, "state_dict": self.model.state_dict(), "known_users": known}, path)
 
@@ -93,8 +94,10 @@ class FrameRecommender:
             return list(range(len(users))), users
         if self.known is None:
             raise ValueError("users are not known to a checkpoint of training alone: give histories of items.")
-        names = self.known.names() if users is None else users
-        return names, [self.known.history(name) for name in names]
+        histories = {name: self.known.history(name) for name in (self.known.names() if users is None else users)}
+        if users is None:  # whoever has only what the filters of the training dropped has nothing to go by
+            histories = {name: items for name, items in histories.items() if any(item in self.ids for item in items)}
+        return (list(histories) if users is None else users), [histories[name] for name in users or histories]
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pd.DataFrame:
         """The k items whose embeddings point most nearly where each item's does: item, similar, rank, score (cosine).
@@ -134,7 +137,10 @@ class FrameRecommender:
     def _typed(self, frame: pd.DataFrame, column: str) -> pd.DataFrame:
         """Items as whole numbers where the table they came from had them so."""
         whole = self.known is not None and "item" in self.known.whole
-        return frame.astype({column: "int64"}) if whole else frame
+        for kind in ("int64", "uint64") if whole else ():
+            with suppress(OverflowError):  # larger ones stay text
+                return frame.astype({column: kind})
+        return frame
 
 
 def _check_many(name: str, values: Any) -> None:

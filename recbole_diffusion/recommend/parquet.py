@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recbole_diffusion.compat.files import checksum
+from recbole_diffusion.compat.files import checksum, write_whole
 from recbole_diffusion.recommend.lines import recommend_records
 from recbole_diffusion.recommend.recommender import Recommender
 
@@ -62,8 +62,8 @@ def load(options: Options) -> Recommender:
 def find_parts(pattern: str, folder: str | Path) -> list[Part]:
     """All parts of the files that a path, a folder or a pattern names.
 
-    Raises FileNotFoundError where there is none; ValueError where one is no Parquet, has no column history, or has the
-    name of another.
+    Raises FileNotFoundError where there is none; ValueError where one is no Parquet, has no column history or one of
+    the results, or has the name of another.
     """
     files = sorted(glob.glob(os.path.join(pattern, "*.parquet") if os.path.isdir(pattern) else pattern))
     if not files:
@@ -79,6 +79,9 @@ def find_parts(pattern: str, folder: str | Path) -> list[Part]:
             raise ValueError(f"input [{file}] is no Parquet file: {' '.join(str(error).split())[:200]}") from None
         if "history" not in about.schema_arrow.names:
             raise ValueError(f"input [{file}] has no column history, but {', '.join(about.schema_arrow.names)}.")
+        twice = sorted({*about.schema_arrow.names} & {*dict(RESULT)})
+        if twice:
+            raise ValueError(f"input [{file}] has a column {twice[0]}, which the results have as well: rename it.")
         source = str(checksum(file))
         for group in range(about.metadata.num_row_groups):
             parts.append(Part(file, group, str(Path(folder) / f"{name}-{group:05d}.parquet"), source))
@@ -173,13 +176,17 @@ def _claim(folder: Path, options: Options) -> None:
     del about["batch_size"], about["config_dict"]
     file = folder / ABOUT
     if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(about)):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"output [{folder}] cannot be gone on with: {ABOUT} is damaged ({error}).") from None
+        if found != json.loads(json.dumps(about)):
             raise ValueError(f"output [{folder}] holds recommendations by another model or other options.")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"output [{folder}] is not empty: name another folder.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(about), encoding="utf-8")
+        write_whole(file, json.dumps(about))
 
 
 def _peak() -> float:

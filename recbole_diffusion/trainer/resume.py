@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from logging import getLogger
@@ -17,12 +18,15 @@ from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.compat.distributed import rank_and_world
 from recbole_diffusion.compat.files import checksum
 from recbole_diffusion.compat.finite import check_parameters
+from recbole_diffusion.config.keys import MODEL_KEYS
 from recbole_diffusion.config.settings import resume_settings
 
 NEEDED = ("epoch", "cur_step", "best_valid_score", "optimizer")
 NEEDED_LAST = ("best_valid_result", "lr_scheduler", "scaler", "train_loss_dict")
+TABLE_MARK = re.compile(r"-[0-9a-f]{8}$")
 SCHEDULE = {"base_lrs", "last_epoch", "_step_count", "_last_lr"}  # of a learning rate's, what training goes on from
-OF_VALIDATION = {"valid_metric", "mask_history", "eval_args", "data"}  # scores under others cannot be compared
+# Scores under other values of these cannot be compared.
+OF_VALIDATION = {"valid_metric", "mask_history", "eval_args", "data", *(key.name for key in MODEL_KEYS["Inference"])}
 OF_OTHER_VERSIONS = {"verbose", "_is_initial", "_get_lr_called_within_step", "lr_lambdas"}
 
 
@@ -38,7 +42,9 @@ def lock_of(path: str | Path) -> Path:
 
 
 def data_checksum(config) -> int | None:
-    """A number that tells the interactions' files of one run from those of another, None where they are not there."""
+    """A number that tells the interactions' files of one run from those of another; None where it reads none."""
+    if config["dataset_save_path"]:
+        return None
     parts = [f".{part}" for part in config["benchmark_filename"] or ()]
     files = [Path(config["data_path"]) / f"{config['dataset']}{part}.inter" for part in parts or [""]]
     if not all(file.is_file() for file in files):
@@ -112,7 +118,8 @@ def compare_settings(checkpoint: Mapping[str, Any], config, path: str | Path) ->
     """
     old, new = resume_settings(checkpoint["config"]), resume_settings(config)
     changed = {key: f"{key} [{new[key]}] was [{old[key]}]" for key in old if key in new and old[key] != new[key]}
-    if "dataset" in changed:
+    # Of a table the name has a mark of its content.
+    if "dataset" in changed and TABLE_MARK.sub("", old["dataset"]) != TABLE_MARK.sub("", new["dataset"]):
         raise ValueError(
             f"model_file [{path}] cannot be resumed: it is of dataset [{old['dataset']}], not [{new['dataset']}]."
         )

@@ -180,6 +180,9 @@ class DiffusionTrainer(BothProtocols, Trainer):
             start_item_embeddings(self.model, self.config, self.item_embedding_file, self.from_scratch)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
         ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
+        if ended and valid_data and self.best_valid_result is None:  # measured otherwise before
+            self._best_weights(valid_data)
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         if not ended:
             with self._alone() if saved else nullcontext():
                 super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
@@ -274,8 +277,12 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate as RecBole's ``evaluate`` does, reading the best checkpoint with the safe loader."""
         if eval_data and load_best_model:
-            path = model_file or self.saved_model_file
-            best = from_rank_zero(lambda: {**load_checkpoint(path, model=self.config["model"]), "config": None})
-            load_weights(self.model, best, path, eval_data._dataset)
-            self.logger.info(f"Loading model structure and parameters from {path}")
+            self._best_weights(eval_data, model_file)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def _best_weights(self, data, model_file=None) -> None:
+        """Load those of a checkpoint, or of the best one, which must be of the items of ``data``."""
+        path = model_file or self.saved_model_file
+        best = from_rank_zero(lambda: {**load_checkpoint(path, model=self.config["model"]), "config": None})
+        load_weights(self.model, best, path, data._dataset)
+        self.logger.info(f"Loading model structure and parameters from {path}")

@@ -441,3 +441,14 @@ def test_the_keys_of_recbole_say_how_a_table_is_read(tmp_path):
 def test_names_of_files_say_their_kind():
     assert kind_of("a.b.csv.gz") == "csv" and kind_of("x.parquet") == "parquet" and kind_of("x.parquet.gz") is None
     assert kind_of("ml-1m") is None and kind_of("events.NDJSON") == "jsonl" and kind_of("amazon.v2") is None
+
+
+def test_ids_that_lost_digits_as_floats_are_refused():
+    """JSON's numbers beyond int64 are read as floats, and so are large whole numbers with a gap in pandas."""
+    lines = [{"user": 2**64 - 1 - n, "item": n, "time": n} for n in range(3)]
+    Path("large.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    gap = pd.DataFrame({"user": [2**60, 2**60 + 1, float("nan")], "item": [1, 2, 3], "time": [1, 2, 3]})
+    for table in ("large.jsonl", gap):
+        with pytest.raises(ValueError, match=r"user \[user\] holds numbers of 2\^53 and more"):
+            write_atomic(table, "out/t")
+    write_atomic(gap.assign(user=[2**52, 2**52 + 1, float("nan")]), "out/t", trainable=False)

@@ -258,6 +258,49 @@ def test_what_is_wrong_is_named_in_one_line(fitted, tmp_path):
         bare.update(later(table()))
 
 
+@pytest.mark.parametrize("model", ["BERT4Rec"])
+def test_an_update_keeps_what_a_model_has_behind_its_items(model):
+    """The row of the mask, whose number is that of the items."""
+    fitted = Recommender.fit(table(), model, **{**FAST, "limit_train_batches": 1})
+    before, n = fitted.model.item_embedding.weight.clone(), len(fitted.tokens)
+    fitted.update(pd.DataFrame({"user": [1, 1], "item": ["new one", "new two"], "time": [10**9, 10**9 + 1]}), epochs=0)
+    after = fitted.model.item_embedding.weight
+    assert len(after) == len(before) + 2 == n + 3
+    assert torch.equal(after[:n], before[:n]) and torch.equal(after[-1], before[-1])
+
+
+def test_an_update_trains_also_where_the_fit_was_resumed(tmp_path):
+    keys = {**FAST, "limit_train_batches": 1, "checkpoint_dir": str(tmp_path), "resume": "auto"}
+    fitted = Recommender.fit(table(), **keys)
+    before = fitted.model.item_embedding.weight.clone()
+    fitted.update()
+    assert not torch.equal(fitted.model.item_embedding.weight, before)
+
+
+def test_an_update_keeps_what_the_recommender_was_opened_with(tmp_path):
+    Recommender.fit(table(), "DiffuRec", **{**FAST, "limit_train_batches": 1, "num_steps": 2}).save(tmp_path / "it.pth")
+    opened = Recommender(tmp_path / "it.pth", inference_seeds=[4, 5], config_dict={"eval_batch_size": 7})
+    opened.update(epochs=1)
+    assert opened.model.inference_seeds == [4, 5] and opened.batch_size == 7
+    opened.update(epochs=1, inference_seeds=[6])
+    assert opened.model.inference_seeds == [6]
+
+
+def test_ids_beyond_int64_stay_what_they_are():
+    large = table()
+    large["item"] = np.uint64(2**63) + large["item"].factorize()[0].astype("uint64")
+    fitted = Recommender.fit(large, **{**FAST, "limit_train_batches": 1})
+    found = fitted.recommend([large["user"].iloc[0]], k=3)
+    assert found["item"].dtype == "uint64" and set(found["item"]) <= set(large["item"])
+
+
+def test_users_of_filtered_items_alone_are_left_out_of_all_users():
+    rare = pd.DataFrame({"user": [9999] * 3, "item": ["a", "b", "c"], "time": [1, 2, 3]})
+    keys = {**FAST, "limit_train_batches": 1, "item_inter_num_interval": "[3,inf)"}
+    fitted = Recommender.fit(pd.concat([table(), rare]), **keys)
+    assert set(fitted.recommend(k=1)["user"]) == set(table()["user"])
+
+
 @pytest.mark.slow
 def test_the_names_of_the_package_are_there_and_lazy():
     code = (

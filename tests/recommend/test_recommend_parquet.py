@@ -56,6 +56,18 @@ def check(checkpoint, histories, folder="out") -> None:
         )
 
 
+def test_a_column_of_the_results_and_a_damaged_record_are_named(checkpoint, histories):
+    table = pq.read_table("in-0.parquet")
+    pq.write_table(table.append_column("scores", table["user"]), "in-0.parquet")
+    with pytest.raises(SystemExit, match=r"in-0.parquet\] has a column scores, which the results have as well"):
+        call(checkpoint)
+    pq.write_table(table, "in-0.parquet")
+    call(checkpoint)
+    Path("out/_recommend.json").write_text("")
+    with pytest.raises(SystemExit, match=r"output \[out\] cannot be gone on with: _recommend.json is damaged"):
+        call(checkpoint)
+
+
 def test_parts_are_recommended_for_in_one_process(checkpoint, histories, capsys):
     call(checkpoint, "--batch_size=3")
     check(checkpoint, histories)

@@ -10,7 +10,9 @@ import pytest
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import load_data_and_model, run
+from recbole_diffusion.recommend import Recommender
 from recbole_diffusion.trainer import DiffusionTrainer
+from recbole_diffusion.trainer.resume import compare_settings
 
 from ..conftest import ROOT, TINY, toy
 
@@ -100,3 +102,34 @@ def test_the_best_score_of_another_kind_does_not_stand(train, change):
         again = train(**{**keys, **change}, epochs=2, learning_rate=1e-9, resume=last)
     assert load_checkpoint(again["model_file"])["epoch"] == 1
     assert again["best_valid_score"] == again["best_valid_result"][{**keys, **change}["valid_metric"].lower()]
+
+
+def test_a_run_that_has_ended_is_measured_as_it_is_asked_for_now(train):
+    last = train(valid_metric="Hit@20")["model_file"].replace(".pth", "-last.pth")
+    with pytest.warns(UserWarning, match="with other settings"):
+        again = train(valid_metric="NDCG@10", resume=last)
+    assert again["epochs"] == 1 and again["best_valid_score"] == again["best_valid_result"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("key, value", [("inference_seeds", [1]), ("sampling_steps", 2), ("learning_rate", 0.5)])
+def test_which_settings_validation_scores_depend_on(train, key, value):
+    file = train("DiffuRec", num_steps=3)["model_file"]
+    changed = toy("DiffuRec", num_steps=3, epochs=1, limit_train_batches=2, **{key: value}).config
+    with pytest.warns(UserWarning, match=key):
+        comparable = compare_settings(load_checkpoint(file), changed, file)
+    assert comparable == (key == "learning_rate")
+
+
+def test_a_table_that_has_grown_is_the_same_dataset(train):
+    lines = [line.replace("\t", ",") for line in Path("data/markov-toy/markov-toy.inter").read_text().splitlines()]
+    Path("ev.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines[1:]]) + "\n")
+    last = train(dataset="ev.csv")["model_file"].replace(".pth", "-last.pth")
+    Path("ev.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines[1:], lines[-1]]) + "\n")
+    with pytest.warns(UserWarning, match="with other settings"):
+        assert train(dataset="ev.csv", epochs=2, resume=last)["epochs"] == 2
+
+
+def test_a_checkpoint_of_large_numbers_in_its_pretraining_is_loaded(train):
+    keys = {"pretrain_config": {"seed": 20240101, "train_batch_size": 10**6}, "freeze_embedding_epochs": 10**5}
+    file = train("ADRec", pretrain="SASRecPlus", loss_scale=0, **keys)["model_file"]
+    assert Recommender(file).name == "ADRec"
