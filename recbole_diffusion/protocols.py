@@ -14,7 +14,7 @@ import torch
 from recbole.utils import ModelType
 
 PROTOCOLS = ("candidates", "masked")
-LEAST = torch.finfo(torch.float32).min  # of masked items: above a target that is no candidate itself
+LEAST = torch.finfo(torch.float32).min  # of what is no candidate, beside a target that is none itself
 
 
 class BothProtocols:
@@ -74,11 +74,14 @@ class BothProtocols:
         if self._other_collector is None:
             self._other_collector = copy.copy(self.eval_collector)
             self._other_collector.data_struct = copy.deepcopy(self.eval_collector.data_struct)
+        # Above a target that is no candidate itself; elsewhere as RecBole's GAUC tells who is none.
+        lost = scores[positive_u, positive_i].isneginf()
+        least = torch.full_like(kept, -torch.inf).where(~lost[row], LEAST)
         if not self.config["mask_history"]:
-            scores[row, item] = LEAST
+            scores[row, item] = least
         self._other_collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
         self._note_ranks(other, scores, positive_u, positive_i)
-        scores[row, item] = LEAST if self.config["mask_history"] else kept
+        scores[row, item] = least if self.config["mask_history"] else kept
         self._note_ranks(own, scores, positive_u, positive_i)
         return interaction, scores, positive_u, positive_i
 

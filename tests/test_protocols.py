@@ -54,6 +54,28 @@ def test_both_protocols_are_those_of_the_plain_form(model, mask_history):
             assert found == pytest.approx(plain_metrics(it, part, protocol == "masked"), abs=1e-6)
 
 
+@pytest.mark.parametrize("mask_history", [False, True])
+def test_gauc_counts_no_masked_item_as_beaten(mask_history):
+    """The mean over users of the share of the other candidates that stand below the target."""
+    it = toy("SASRecPlus", mask_history=mask_history, metrics=["GAUC", "NDCG"], eval_batch_size=100)
+    trainer = build_trainer(it.config, it.model)
+    trainer.eval_collector.data_collect(it.train)
+    trainer.evaluate(it.test, load_best_model=False)
+    rows, shares = it.test._dataset.inter_feat, {"candidates": [], "masked": []}
+    for i in range(len(rows)):
+        with torch.no_grad():
+            scores = it.model.eval().full_sort_predict(it.test._dataset[[i]])[0]
+        target, history = int(rows["item_id"][i]), rows.table["item_id"][rows.first[i] : rows.target[i]]
+        for protocol, share in shares.items():
+            others = torch.ones(len(scores), dtype=torch.bool)
+            others[[0, target]] = False
+            if protocol == "masked":
+                others[history] = False
+            share.append(float((scores[others] < scores[target]).float().mean()))
+    for protocol, share in shares.items():
+        assert trainer.protocol_results[protocol]["gauc"] == pytest.approx(np.mean(share), abs=1e-4)
+
+
 def test_a_target_in_the_history_stays_a_candidate(tmp_path):
     (tmp_path / "back").mkdir()
     lines = [f"{u}\ti{i}\t{t}" for u in range(12) for t, i in enumerate([1, 2, 3 + u % 3, 1])]

@@ -168,6 +168,7 @@ BAD = [
     ("hidden_act", ["gelu"], "gelu"),
     ("amp_dtype", ["bf16"], "bf16"),
     ("valid_metric", "NDCG@7", "topk"),
+    ("valid_metric", "NDCG", "such as NDCG@5"),
     ("metrics", ["Recall"], "valid_metric"),
     ("initializer_range", float("nan"), ">= 0"),
     ("seed", -1, "from 0"),

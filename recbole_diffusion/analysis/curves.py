@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recbole_diffusion.analysis.evaluation import Evaluation, NotApplicable, Section
 from recbole_diffusion.compat.checkpoint import load_checkpoint
+from recbole_diffusion.modules.diffusion import STEP_BUCKETS
 
 LOSS = "Loss/Train"
 # tag (RecBole's spelling) -> title and unit
@@ -47,9 +48,11 @@ def curves(evaluation: Evaluation) -> Section:
         place = {"row": i // 2 + 1, "col": i % 2 + 1}
         if panel == "steps":
             title, num_steps = "mean loss at the steps t", evaluation.model.diffusion.num_steps
-            for b, tag in enumerate(by_step):
-                first, end = (-(-num_steps * edge // len(by_step)) for edge in (b, b + 1))
-                color = f"hsl(210, {30 + 60 * b // len(by_step)}%, {80 - 60 * b // len(by_step)}%)"
+            ranges = min(STEP_BUCKETS, num_steps)  # of which one may never have been drawn
+            for tag in by_step:
+                b = int(tag.removeprefix(STEP_LOSS))
+                first, end = (-(-num_steps * edge // ranges) for edge in (b, b + 1))
+                color = f"hsl(210, {30 + 60 * b // ranges}%, {80 - 60 * b // ranges}%)"
                 trace = go.Scatter(x=table["epoch"], y=table[tag], name=f"t = {first} to {end - 1}", line_color=color)
                 figure.add_trace(trace, **place)
         else:

@@ -14,6 +14,7 @@ from recbole_diffusion.analysis.places import K, ndcg, place_of
 from recbole_diffusion.analysis.plateau import avg_change
 from recbole_diffusion.compat.finite import check_scores
 from recbole_diffusion.diffusion_utils import SeedNoise, strided_steps
+from recbole_diffusion.modules.recommender import SequenceRecommender
 from recbole_diffusion.protocols import put_last
 
 MOST_STAGES = 32
@@ -56,12 +57,16 @@ def plateau(evaluation: Evaluation) -> Section:
 
 def _inner_products(evaluation: Evaluation):
     """The best 40 inner products of each row, batch by batch: Eq. 9 is not about probabilities averaged over seeds."""
-    if not evaluation.is_diffusion or len(evaluation.own_seeds) == 1:
+    if not isinstance(evaluation.model, SequenceRecommender):
         yield evaluation.ranking[1]
         return
     with torch.no_grad():
         for rows in evaluation.batches(1):
-            x_start = evaluation.generated[rows].to(evaluation.config["device"])
+            x_start = (
+                evaluation.generated[rows].to(evaluation.config["device"])
+                if evaluation.is_diffusion
+                else evaluation.model.generate(evaluation.batch(rows))
+            )
             yield best_scores(evaluation, evaluation.model.item_scores(x_start)).cpu()
 
 

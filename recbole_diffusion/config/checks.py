@@ -23,6 +23,9 @@ READ_UNDER = {
     "n_decoder_layers": ("decoder", "attention"),
     "n_sampled_items": ("item_loss", "sampled"),
     "seen_buckets": ("seen_items", "learned"),
+    "cross_attention_query": ("cross_attention", True),
+    "step_scale": ("step_embedding", True),
+    **{f"{name}_ratio": ("augmentation", name) for name in ("crop", "mask", "reorder")},
     "amp_dtype": ("enable_amp", True),
     "initializer_range": ("initializer", "normal"),
     **dict.fromkeys(("beta_start", "beta_end"), ("noise_schedule", "linear")),
@@ -30,7 +33,10 @@ READ_UNDER = {
 }
 # And those that are not, under one value of another.
 UNREAD_UNDER = {
-    **dict.fromkeys(("num_steps", "noise_schedule", "independent_steps"), ("lambda_uncertainty", 0)),
+    **dict.fromkeys(
+        ("num_steps", "noise_schedule", "independent_steps", "noise_x_start", "step_sampler", "inference_seeds"),
+        ("lambda_uncertainty", 0),
+    ),
     **dict.fromkeys(("negatives", "ranking", "ranking_scale"), ("generation_weight", 1)),
     "freeze_mode": ("freeze_embedding_epochs", 0),
     "pretrain_config": ("pretrain", None),

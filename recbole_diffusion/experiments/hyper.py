@@ -14,7 +14,7 @@ from recbole.config import Config
 
 from recbole_diffusion.compat.files import lock_file
 from recbole_diffusion.config.checks import check_choice, check_number
-from recbole_diffusion.config.keys import MACHINE_KEYS
+from recbole_diffusion.config.keys import MACHINE_KEYS, RUN_KEYS
 from recbole_diffusion.experiments.hyperopt_search import search_with_hyperopt
 from recbole_diffusion.experiments.ray_search import search_with_ray
 from recbole_diffusion.experiments.runs import own_process_state
@@ -23,6 +23,7 @@ from recbole_diffusion.experiments.space import Parameter, read_space
 from recbole_diffusion.experiments.trials import Search, best_trial
 from recbole_diffusion.quick_start import build_config, prepare_data
 from recbole_diffusion.registry import PROPS, known_keys
+from recbole_diffusion.trainer.resume import data_checksum
 
 # What each tool can be told, with its defaults; None: see `search`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,6 +34,7 @@ TOOLS = {"Hyperopt": search_with_hyperopt, "Ray": search_with_ray}
 ALGORITHMS = ("exhaustive", "random", "bayes")
 # The search itself says where a trial keeps its state, and whether it resumes.
 OWN_KEYS = ("checkpoint_dir", "resume")
+SEARCHED = {"MAX_ITEM_LIST_LENGTH", "eval_batch_size", "eval_step"}  # of the groups of evaluation and data
 
 
 def search(
@@ -169,8 +171,11 @@ def _build_config(model, dataset, config_file_list, config_dict) -> Config:
 
 
 def _check_space(space, config: Config, given: Mapping[str, Any], params_file: Path, tool: str) -> None:
-    """Raise ValueError for a searched key that nothing reads, or that is fixed as well; and for the search's own."""
+    """Raise ValueError for a searched key that nothing reads, that is fixed as well, or that says what scores are."""
     known = known_keys(config)
+    fixed = {key.name for group in ("Evaluation", "Data") for key in RUN_KEYS[group]} - SEARCHED | MACHINE_KEYS
+    if config.external_config_dict.get("nproc", 1) > 1:
+        raise ValueError(f"nproc [{config['nproc']}] must be 1 in a search, whose trials take a process each.")
     for name in (parameter.name for parameter in space):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -178,6 +183,9 @@ def _check_space(space, config: Config, given: Mapping[str, Any], params_file: P
             raise ValueError(f"params_file [{params_file}]: [{name}] is no parameter of {config['model']}{hint}")
         if name in given or name in ("model", "dataset", *OWN_KEYS):
             raise ValueError(f"[{name}] cannot be searched and fixed at once: params_file [{params_file}] has it too.")
+        if name in fixed:
+            why = "it says what is measured and on what data, or concerns the machine alone"
+            raise ValueError(f"params_file [{params_file}]: [{name}] cannot be searched, as {why}.")
     for name in (*OWN_KEYS, *(["gpu_id"] if tool == "Ray" else [])):
         if name in config.external_config_dict:
             whose = "Ray" if name == "gpu_id" else "the search"
@@ -209,5 +217,6 @@ def _settings(search: Search) -> dict[str, Any]:
         **{key: search.config[key] for key in ("model", "dataset")},
         "params_file": [[parameter.name, parameter.kind, list(parameter.values)] for parameter in search.space],
         **{key: search.options.get(key) for key in ("algo", "num_samples", "grace_period")},
+        "data": data_checksum(search.config),
         "parameters": {key: value for key, value in search.shared.items() if key not in MACHINE_KEYS},
     }

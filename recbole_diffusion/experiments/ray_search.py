@@ -142,7 +142,8 @@ def _read_result(result, space: Sequence[Parameter]) -> Trial:
     metrics, drawn = result.metrics or {}, result.config or {}
     params = {parameter.name: parameter.plain(drawn[parameter.name]) for parameter in space if parameter.name in drawn}
     if result.error or "best_valid_score" not in metrics:
-        return failed_trial(params, str(result.error or "it reported nothing"))
+        said = str(result.error or "it reported nothing").strip().splitlines()[-1]  # of the worker's traceback
+        return failed_trial(params, said)
 
     def metrics_of(kind: str) -> dict[str, float] | None:
         return {key[len(kind) :]: value for key, value in metrics.items() if key.startswith(kind)} or None

@@ -86,9 +86,12 @@ def _read_line(line: str) -> Parameter:
             raise ValueError("choice takes a list of values")
     elif not _is_range(values, 3 if kind == "quniform" else 2):
         raise ValueError(f"{kind} takes low,high{',q' * (kind == 'quniform')}: numbers, low below high")
+    elif kind == "quniform" and any(abs(value / values[2] - round(value / values[2])) > 1e-9 for value in values[:2]):
+        # Values are multiples of q: HyperOpt would leave the range, and Ray refuses it.
+        raise ValueError(f"quniform takes low,high,q: {values[0]} and {values[1]} must be multiples of {values[2]}")
     return Parameter(name, kind, tuple(values))
 
 
 def _is_range(values: Any, length: int) -> bool:
     numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-    return numbers and len(values) == length and values[0] < values[1] and values[2:] != [0]
+    return numbers and len(values) == length and values[0] < values[1] and all(q > 0 for q in values[2:])

@@ -112,6 +112,10 @@ class CDDRec(DiffusionRecommender):
         seen = self.seen_items.at_every_position(item_seq, n)
         return (loss / (self.steps + 1)).sum() + self.seen_loss(self.query(mu[0, :n_real]), target, seen)
 
+    def loss_terms(self, interaction) -> int:
+        """How many positions the loss is a mean over."""
+        return int(self.history(interaction)[1].sum())
+
     def cross_divergence(self, mu: Tensor, x_hat: Tensor, x: Tensor, x_negative: Tensor, unseen: Tensor) -> Tensor:
         """L_cd of each step (Eq. 5) [T]: the prediction is close to the target, and far from an item never seen.
 

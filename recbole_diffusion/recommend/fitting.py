@@ -166,7 +166,8 @@ def take_over(model, old: Recommender, known: KnownUsers, config, tokens: list[s
         before = weights[name].to(value.device)
         if name in per_item:  # some models have rows behind those of the items, such as that of a mask
             items, others = before.split([len(old.tokens), len(before) - len(old.tokens)])
-            before = torch.cat([_grown(items, rows, near), others.reshape(len(others), items[0].numel())]).view_as(value)
+            others = others.reshape(len(others), items[0].numel())
+            before = torch.cat([_grown(items, rows, near), others]).view_as(value)
         value.copy_(before)
     model.load_state_dict(found)
 

@@ -27,8 +27,11 @@ def check_training_config(config: Mapping[str, Any]) -> None:
             quotes = ' (a list has quotes: ["Hit","NDCG"])' if metric.startswith("[") else ""
             raise ValueError(f"metrics [{metric}] is unknown: choose one of {', '.join(metric_types)}{quotes}.")
     name, _, k = str(config.get("valid_metric")).partition("@")
-    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and k not in map(str, topk)):
-        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics} at topk {topk}.")
+    whole = name.lower() == "gauc" or metric_types.get(name.lower()) == EvaluatorType.VALUE  # of no k
+    at_k = not k if whole or config.get("valid_metric") is None else k in map(str, topk)
+    if name.lower() not in [str(metric).lower() for metric in metrics] or not at_k:
+        at = "" if whole else f" at topk {topk}, such as {name}@{topk[0]}"
+        raise ValueError(f"valid_metric [{config.get('valid_metric')}] must be among metrics {metrics}{at}.")
     mode = (config.get("eval_args") or {}).get("mode")
     modes = mode.values() if isinstance(mode, Mapping) else [mode]
     kinds = {str(metric): metric_types[metric.lower()] for metric in metrics if metric is not None}

@@ -19,7 +19,7 @@ from recbole_diffusion.analysis.__main__ import main
 from recbole_diffusion.analysis.evaluation import Evaluation
 from recbole_diffusion.analysis.plateau import avg_change
 from recbole_diffusion.analysis.report import SECTIONS, analyse
-from recbole_diffusion.analysis.stages import start_predictions
+from recbole_diffusion.analysis.stages import _inner_products, start_predictions
 from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import run
 
@@ -229,6 +229,18 @@ def test_the_plateau_is_that_of_inner_products(report, evaluation):
     assert row["avg_change@40"] == pytest.approx(np.mean(change), rel=1e-3)
     assert row["median_change@40"] == pytest.approx(np.median(change), rel=1e-3)
     assert report.plateau["users"][1:].sum() == 800
+
+
+@pytest.mark.parametrize("model", ["SASRecPlus", "DiffuRec"])
+def test_the_plateau_leaves_out_what_seen_items_adds(model):
+    it = toy(model, seen_items="excluded")
+    evaluation = SimpleNamespace(model=it.model.eval(), is_diffusion=model == "DiffuRec", config=it.config)
+    evaluation.batches, evaluation.batch = lambda copies: [slice(0, 9)], lambda rows: batch_of(it.test, 9)
+    with torch.no_grad():
+        evaluation.generated = it.model.generate(batch_of(it.test, 9))
+        [found] = _inner_products(evaluation)
+        expected = (evaluation.generated @ it.model.item_embedding.weight[1:].T).topk(40).values
+    torch.testing.assert_close(found, expected)
 
 
 def test_stages_end_at_what_the_model_generates(report, evaluation):

@@ -116,12 +116,25 @@ def test_both_tools_draw_from_the_same_space():
         ("num_steps uniform '1','2'", "numbers"),
         ("num_steps quniform 1,5", "low,high,q"),
         ("num_steps quniform 1,5,0", "low,high,q"),
+        ("num_steps quniform 4,64,16", "4 and 64 must be multiples of 16"),
         ("learning_rate choice [1]", "twice"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(line, message):
     with pytest.raises(ValueError, match=rf"toy.hyper\], line 2 .*{message}"):
         read_space(write(f"learning_rate choice [0.1]\n{line}\n"))
+
+
+@pytest.mark.parametrize("line", ["valid_metric choice ['NDCG@10','Hit@20']", "mask_history choice [True,False]",
+                                  "user_inter_num_interval choice ['[3,inf)']", "gpu_id choice ['0','1']"])  # fmt: skip
+def test_what_says_what_is_measured_is_not_searched(line):
+    with pytest.raises(ValueError, match=rf"\[{line.split()[0]}\] cannot be searched, as it says what is measured"):
+        toy_search(text=line + "\n")
+
+
+def test_a_search_takes_one_process_a_trial():
+    with pytest.raises(ValueError, match=r"nproc \[2\] must be 1 in a search"):
+        search("DiffuRec", "markov-toy", write("num_steps choice [4]\n"), config_dict={"nproc": 2})
 
 
 def test_an_empty_or_missing_params_file_is_named():

@@ -174,6 +174,25 @@ def test_kl_is_that_of_the_two_normal_distributions():
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_parts_of_a_batch_weigh_by_their_positions():
+    """As several processes hold them; what is drawn is turned off."""
+    keys = {"sample_target": False, "sample_preference": False, "lambda_contrastive": 0.0}
+    it = make(**keys)
+    model, batch = it.model, batch_of(it.train, 10)
+    negative = torch.full((int(model.history(batch)[1].sum()),), 3), None
+    model.unseen_items.sample = lambda users: (negative[0][: len(users)], torch.ones(len(users), dtype=torch.bool))
+    parts = [batch[:2], batch[2:]]
+    terms = torch.tensor([float(model.loss_terms(part)) for part in parts])
+    assert terms.sum() == model.loss_terms(batch) and terms[0] / terms.sum() != 0.2
+    whole, losses = model.calculate_loss(batch), torch.stack([model.calculate_loss(part) for part in parts])
+    torch.testing.assert_close((terms * losses).sum() / terms.sum(), whole)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sqrt", "trunc_linear", "trunc_cosine", "exponential"])
+def test_every_schedule_that_is_offered_can_be_taken(schedule):
+    assert len(toy("CDDRec", noise_schedule=schedule).model.diffusion.betas) == toy_config("CDDRec")["num_steps"]
+
+
 def unit(x):
     """x at length 1."""
     return x / x.square().sum(-1, keepdim=True).sqrt()
