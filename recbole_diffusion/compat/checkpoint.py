@@ -35,6 +35,7 @@ PARTS = {
     "train_loss_dict": dict,
     "curve": list,
     "random_state": dict,
+    "other_random_states": list,
     "known_users": (dict, type(None)),
 }
 

@@ -51,6 +51,15 @@ def from_rank_zero(make: Callable[[], Any]) -> Any:
     return box[0]
 
 
+def of_all_processes(value: Any) -> list[Any]:
+    """The plain value or tensors of each process, in the order of their ranks; in all of them."""
+    if not is_distributed():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def spawn(function: Callable[..., Any], nproc: int, *args: Any) -> Any:
     """Call ``function(rank, *args)`` in ``nproc`` new processes of this machine, and return what the first returns.
 

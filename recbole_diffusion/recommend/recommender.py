@@ -174,7 +174,7 @@ class Recommender(FrameRecommender):
             scores, items, std = self.model.topk(interaction, k, seen, return_std=True)
             if len(self.model.inference_seeds) == 1:
                 return scores, items, None
-            return scores.exp().where(scores > -torch.inf, scores), items, std
+            return scores.exp().where(scores > -torch.inf, scores), items, std  # probabilities, of their logarithms
         try:
             scores = self.model.full_sort_predict(interaction).view(len(interaction), -1)
         except (KeyError, NotImplementedError) as error:

@@ -238,12 +238,14 @@ def random_state(train_data) -> dict[str, Any]:
     }
 
 
-def set_random_state(train_data, device: torch.device, state: Mapping[str, Any]) -> None:
-    """Set all random generators, the data loader's among them, to where ``random_state`` found them."""
-    if train_data.generator is not None and state["loader"] is not None:
-        train_data.generator.set_state(state["loader"])
-    if rank_and_world()[0] != 0:  # the state is the first process's; others would repeat its draws
+def set_random_state(train_data, device: torch.device, states: list[Mapping[str, Any]]) -> None:
+    """Set all random generators, the loader's among them, to where ``random_state`` found those of this process."""
+    rank = rank_and_world()[0]
+    if train_data.generator is not None and states[0]["loader"] is not None:
+        train_data.generator.set_state(states[0]["loader"])
+    if rank >= len(states):  # it was not among the processes, whose draws it would repeat
         return
+    state = states[rank]
     random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
     np.random.set_state(("MT19937", state["numpy"][0].numpy().astype(np.uint32), *state["numpy"][1:]))
     torch.set_rng_state(state["torch"])

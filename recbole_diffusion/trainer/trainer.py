@@ -17,7 +17,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler as schedulers
 
 from recbole_diffusion.compat.checkpoint import load_checkpoint, save_checkpoint
-from recbole_diffusion.compat.distributed import from_rank_zero, loss_weight, rank_and_world, sum_over_processes
+from recbole_diffusion.compat.distributed import (
+    from_rank_zero,
+    loss_weight,
+    of_all_processes,
+    rank_and_world,
+    sum_over_processes,
+)
 from recbole_diffusion.compat.files import lock_file, remove_parts
 from recbole_diffusion.compat.finite import check_parameters
 from recbole_diffusion.compat.progress import bar
@@ -174,8 +180,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
         take_items(self.model, train_data._dataset)
         self._data_checksum = data_checksum(self.config) if saved else None
         if self._resume_state is not None:
-            (file, state), self._resume_state = self._resume_state, None
-            take_up("random_state", file, partial(set_random_state, train_data, self.device), state)
+            (file, states), self._resume_state = self._resume_state, None
+            take_up("random_state", file, partial(set_random_state, train_data, self.device), states)
         if not self.start_epoch:
             start_item_embeddings(self.model, self.config, self.item_embedding_file, self.from_scratch)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
@@ -208,6 +214,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
 
     def save_last_checkpoint(self, epoch: int) -> None:
         """Write everything that the next epoch depends on."""
+        own, *others = of_all_processes(random_state(self._train_data))
         if rank_and_world()[0] != 0:
             return
         state = {
@@ -224,7 +231,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
             "train_loss_dict": self.train_loss_dict,
             "curve": self.curve,
             "data_checksum": self._data_checksum,
-            "random_state": random_state(self._train_data),
+            "random_state": own,
+            "other_random_states": others,
         }
         save_checkpoint(state, self.last_model_file)
 
@@ -254,7 +262,8 @@ class DiffusionTrainer(BothProtocols, Trainer):
             take_up("scaler", resume_file, partial(load_same_keys, self.scaler), checkpoint["scaler"])
             self.train_loss_dict = checkpoint["train_loss_dict"]
             self.curve = checkpoint.get("curve", [])
-            self._resume_state = resume_file, checkpoint["random_state"]
+            states = [checkpoint["random_state"], *checkpoint.get("other_random_states", ())]
+            self._resume_state = resume_file, states
         else:  # a best checkpoint: the schedule goes on from its epoch
             for group in self.optimizer.param_groups:
                 group.setdefault("initial_lr", self.learning_rate)

@@ -44,6 +44,16 @@ def losses(result: dict) -> list[float]:
     return [state["train_loss_dict"][epoch] for epoch in sorted(state["train_loss_dict"])]
 
 
+@pytest.mark.slow
+def test_two_processes_that_are_resumed_go_on_with_their_own_draws():
+    """Each has its dropout: the state of the first alone would make the second repeat itself."""
+    keys = {"emb_dropout_prob": 0.3, "hidden_dropout_prob": 0.2, "limit_train_batches": 3}
+    whole = train(2, "SASRecPlus", "whole", **keys, epochs=3)
+    train(2, "SASRecPlus", "cut", **keys, epochs=1)
+    again = train(2, "SASRecPlus", "cut", **keys, epochs=3, resume="auto")
+    assert losses(again) == losses(whole) and again["test_results"] == whole["test_results"]
+
+
 # Batches of 77 cannot be shared evenly by two processes.
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["SASRec", "SASRecPlus"])
