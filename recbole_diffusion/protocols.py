@@ -76,7 +76,7 @@ class BothProtocols:
             self._other_collector.data_struct = copy.deepcopy(self.eval_collector.data_struct)
         # Above a target that is no candidate itself; elsewhere as RecBole's GAUC tells who is none.
         lost = scores[positive_u, positive_i].isneginf()
-        least = torch.full_like(kept, -torch.inf).where(~lost[row], LEAST)
+        least = torch.where(lost[row], LEAST, -torch.inf).to(kept)
         if not self.config["mask_history"]:
             scores[row, item] = least
         self._other_collector.eval_batch_collect(scores, interaction, positive_u, positive_i)

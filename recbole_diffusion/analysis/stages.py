@@ -62,11 +62,7 @@ def _inner_products(evaluation: Evaluation):
         return
     with torch.no_grad():
         for rows in evaluation.batches(1):
-            x_start = (
-                evaluation.generated[rows].to(evaluation.config["device"])
-                if evaluation.is_diffusion
-                else evaluation.model.generate(evaluation.batch(rows))
-            )
+            x_start = evaluation.model.generate(evaluation.batch(rows))
             yield best_scores(evaluation, evaluation.model.item_scores(x_start)).cpu()
 
 

@@ -45,11 +45,15 @@ UNREAD_UNDER = {
 
 def idle_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """Keys that the value of another leaves unread, and where that is so, in words."""
-    read = {key: pair for key, pair in READ_UNDER.items() if pair[0] in config and config[pair[0]] != pair[1]}
-    unread = {key: pair for key, pair in UNREAD_UNDER.items() if pair[0] in config and config[pair[0]] == pair[1]}
-    words = {key: f"where {other} is [{value}]" for key, (other, value) in unread.items()}
+    words = {
+        key: f"where {other} is [{value}]"
+        for key, (other, value) in UNREAD_UNDER.items()
+        if other in config and config[other] == value
+    }
     words |= {
-        key: f"where {other} is [{config[other]}], only where it is [{value}]" for key, (other, value) in read.items()
+        key: f"where {other} is [{config[other]}], only where it is [{value}]"
+        for key, (other, value) in READ_UNDER.items()
+        if other in config and config[other] != value
     }
     return {key: text for key, text in words.items() if key in config}
 

@@ -94,10 +94,10 @@ class FrameRecommender:
             return list(range(len(users))), users
         if self.known is None:
             raise ValueError("users are not known to a checkpoint of training alone: give histories of items.")
-        histories = {name: self.known.history(name) for name in (self.known.names() if users is None else users)}
-        if users is None:  # whoever has only what the filters of the training dropped has nothing to go by
-            histories = {name: items for name, items in histories.items() if any(item in self.ids for item in items)}
-        return (list(histories) if users is None else users), [histories[name] for name in users or histories]
+        history = self.known.history
+        if users is None:  # without those who have only what the filters of the training dropped
+            users = [name for name in self.known.names() if any(item in self.ids for item in history(name))]
+        return users, [history(name) for name in users]
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pd.DataFrame:
         """The k items whose embeddings point most nearly where each item's does: item, similar, rank, score (cosine).

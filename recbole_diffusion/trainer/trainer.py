@@ -69,9 +69,10 @@ class DiffusionTrainer(BothProtocols, Trainer):
     def __init__(self, config, model):
         check_training_config(config.final_config_dict)
         try:
-            super().__init__(config, model)
+            Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"checkpoint_dir [{config['checkpoint_dir']}] cannot be used: {error}") from error
+        super().__init__(config, model)
         # RecBole names the file by the second, and another run may have begun in it.
         path = Path(self.saved_model_file)
         self.saved_model_file = from_rank_zero(lambda: str(path.with_stem(f"{path.stem}-{secrets.token_hex(3)}")))
@@ -186,7 +187,7 @@ class DiffusionTrainer(BothProtocols, Trainer):
             start_item_embeddings(self.model, self.config, self.item_embedding_file, self.from_scratch)
         # A resumed run may have ended already; RecBole would then overwrite the best checkpoint with the last state.
         ended = self.cur_step > self.stopping_step or 0 < self.epochs <= self.start_epoch
-        if ended and valid_data and self.best_valid_result is None:  # measured otherwise before
+        if ended and valid_data and self.eval_step > 0 and self.best_valid_result is None:  # measured otherwise before
             self._best_weights(valid_data)
             self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         if not ended:

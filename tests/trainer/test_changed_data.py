@@ -133,3 +133,20 @@ def test_a_checkpoint_of_large_numbers_in_its_pretraining_is_loaded(train):
     keys = {"pretrain_config": {"seed": 20240101, "train_batch_size": 10**6}, "freeze_embedding_epochs": 10**5}
     file = train("ADRec", pretrain="SASRecPlus", loss_scale=0, **keys)["model_file"]
     assert Recommender(file).name == "ADRec"
+
+
+def test_a_run_without_validation_stays_one_when_it_has_ended(train):
+    first = train(eval_step=0)
+    again = train(eval_step=0, resume=first["model_file"].replace(".pth", "-last.pth"))
+    for key in ("best_valid_score", "best_valid_result", "test_result"):
+        assert again[key] == first[key]
+
+
+def test_the_folder_that_cannot_be_used_is_the_one_that_is_named(train):
+    Path("taken").write_text("a file")
+    with pytest.raises(OSError, match=r"checkpoint_dir \[taken\] cannot be used"):
+        train(checkpoint_dir="taken")
+    Path("log_tensorboard").write_text("a file")
+    with pytest.raises(OSError, match="log_tensorboard") as error:
+        train()
+    assert "checkpoint_dir" not in str(error.value)
