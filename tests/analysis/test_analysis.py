@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from recbole_diffusion.analysis import curves
 from recbole_diffusion.analysis.__main__ import main
 from recbole_diffusion.analysis.evaluation import Evaluation
 from recbole_diffusion.analysis.plateau import avg_change
@@ -229,6 +230,18 @@ def test_the_plateau_is_that_of_inner_products(report, evaluation):
     assert row["avg_change@40"] == pytest.approx(np.mean(change), rel=1e-3)
     assert row["median_change@40"] == pytest.approx(np.median(change), rel=1e-3)
     assert report.plateau["users"][1:].sum() == 800
+
+
+def test_a_range_of_steps_is_named_by_its_number_where_others_were_never_drawn(monkeypatch, tmp_path):
+    drawn = {f"Loss/Step_range_{number}": {0: 1.0} for number in (3, 5)}
+    monkeypatch.setattr(curves, "tensorboard_scalars", lambda folder, losses: drawn)
+    monkeypatch.setattr(curves, "load_checkpoint", lambda file: {"train_loss_dict": {0: 2.0}})
+    (tmp_path / "it-last.pth").touch()
+    model = SimpleNamespace(diffusion=SimpleNamespace(num_steps=1000))
+    config = {"valid_metric": "NDCG@10"}
+    evaluation = SimpleNamespace(model=model, config=config, log_dir=None, model_file=tmp_path / "it.pth")
+    names = [trace.name for trace in curves.curves(evaluation).figure.data if trace.name]
+    assert names == ["t = 375 to 499", "t = 625 to 749"]
 
 
 @pytest.mark.parametrize("model", ["SASRecPlus", "DiffuRec"])

@@ -7,6 +7,7 @@ import gzip
 import lzma
 
 import pytest
+from recbole.data import create_dataset, data_preparation
 
 from recbole_diffusion.quick_start import build_config, prepare_training, run
 
@@ -183,10 +184,12 @@ def test_names_of_made_columns_that_others_have_are_refused(model, name):
 
 
 def test_a_time_column_that_is_not_loaded_is_named():
-    """RecBole loads ids alone unless told more, and its own script asks for no protocol."""
+    """RecBole loads ids alone unless told more, and its own script neither asks for a protocol nor looks before."""
     write(good_rows())
+    keys = {"data_path": "data", "paper_protocol": False, "train_neg_sample_args": None, "state": "ERROR"}
+    config = build_config("SASRec", "own", None, {**keys, "load_col": {"inter": ["user_id", "item_id"]}})
     with pytest.raises(ValueError, match="load_col .* must hold timestamp"):
-        prepare("SASRec", paper_protocol=False, train_neg_sample_args=None, load_col={"inter": ["user_id", "item_id"]})
+        data_preparation(config, create_dataset(config))
 
 
 def test_fewer_items_than_the_largest_k_are_told_before_training():
