@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,19 @@ def own_folder(tmp_path, monkeypatch):
     """RecBole writes logs and checkpoints where it runs, and reads parameters from the command line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """RecBole's hyper-parameter tuning silences the whole process, and its log stays open."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def toy_config(model: str, **overrides):

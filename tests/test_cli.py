@@ -233,6 +233,6 @@ def test_ctrl_c_in_two_processes_says_what_is_saved(tmp_path, whom):
     file = re.fullmatch(r"Interrupted: (saved/SASRecPlus-.*-last\.pth) holds the state after epoch \d+\.", said)[1]
     assert command.startswith("Go on with: python ") and command.endswith(f"--nproc=2 {words[-1]} --resume={file}")
     with pytest.raises(ProcessLookupError):  # nobody trains on; Python's tracker of resources takes a moment to end
-        for _ in range(100):
+        for _ in range(1200):
             os.killpg(process.pid, 0)
             time.sleep(0.05)

@@ -28,12 +28,9 @@ def screen():
     handler = logging.StreamHandler(io.StringIO())
     handler.setFormatter(colorlog.ColoredFormatter("%(asctime)s %(message)s"))
     root = logging.getLogger()
-    level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    yield handler.stream
-    root.removeHandler(handler)
-    root.setLevel(level)
+    return handler.stream
 
 
 def test_the_screen_shows_our_lines_and_warnings_unless_it_is_to_show_all(screen):

@@ -30,6 +30,14 @@ settings = {{**{QUIET!r}, "resume": "auto", "epochs": 8, "limit_train_batches": 
 found = run("DiffuRec", "markov-toy", config_dict=settings)
 print(found["model_file"])
 """
+# It stops for ten minutes after so many epochs, which leaves time to cut it there.
+PAUSE = """
+import time
+from recbole_diffusion.trainer import DiffusionTrainer as Trainer
+
+save = Trainer.save_last_checkpoint
+Trainer.save_last_checkpoint = lambda self, epoch: (save(self, epoch), time.sleep(600 * (epoch + 1 == {epochs})))
+"""
 
 
 def start(code: str = TRAIN, cwd: Path | None = None) -> subprocess.Popen:
@@ -164,7 +172,7 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("sign, epochs", [("SIGKILL", 1), ("SIGKILL", 3), ("SIGTERM", 2), ("SIGINT", 1)])
 def test_a_run_that_is_killed_ends_as_if_it_never_was(whole, sign, epochs):
-    process = start()
+    process = start(PAUSE.format(epochs=epochs) + TRAIN)
     while True:  # until that many epochs are on the disk
         time.sleep(0.02)
         assert process.poll() is None, "it ended before it was cut"
