@@ -211,7 +211,7 @@ def build_config(model: str | None, dataset: str | None, config_file_list=None, 
         said |= read_yaml(path)
     if "paper_protocol" not in said:
         config_dict.setdefault("paper_protocol", True)
-    table = dataset or config_dict.get("dataset")
+    table = dataset or {**said, **config_dict}.get("dataset")
     is_table = table is not None and kind_of(table)
     if is_table:
         options, converted = table_options({**said, **config_dict})

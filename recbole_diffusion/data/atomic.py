@@ -133,13 +133,13 @@ def write_atomic(
     _check_output(file, overwrite)
     table = open_table(source, wanted.separator, wanted.encoding)
     columns, guessed = choose_columns(table, {role: getattr(wanted, role) for role in ROLES})
-    notes, dropped = [*table.notes, *([f"guessed: {', '.join(guessed)}"] if guessed else [])], {}
     try:
         data = table.read(list(columns.values()))
     except (pa.ArrowException, UnicodeError, OSError) as error:
         raise ValueError(f"table [{table.name}] cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not data.num_rows:
         raise ValueError(f"table [{table.name}] has no rows.")
+    notes, dropped = [*table.notes, *([f"guessed: {', '.join(guessed)}"] if guessed else [])], {}
     rows, numbers = _rows(data, columns, dropped)
     if not rows["time"].length():
         raise ValueError(f"table [{table.name}] has no row with a user, an item and a time.")
@@ -188,6 +188,8 @@ def _rows(data: pa.Table, columns: dict[str, str], dropped: dict[str, int]) -> t
     for role in ("user", "item"):
         rows[role] = as_tokens(rows[role], role, columns[role])
     kind = rows["time"].type
+    if getattr(pa.types, "is_string_view", lambda _: False)(kind):  # as polars hands over text
+        rows["time"], kind = rows["time"].cast(pa.large_string()), pa.large_string()
     if pa.types.is_dictionary(kind):
         rows["time"] = rows["time"].cast(kind.value_type)
     elif pa.types.is_floating(kind):

@@ -47,11 +47,19 @@ def cache_table(table: str | os.PathLike, config, **options: Any) -> None:
 
     USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD name its columns. One that the user said must be there; for RecBole's
     names, a usual one will do. ``options`` are those of ``table_options``.
+
+    Raises
+    ------
+    ValueError
+        As `write_atomic`, or a column's name could not be read again.
     """
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     keys = {"user": "USER_ID_FIELD", "item": "ITEM_ID_FIELD", "time": "TIME_FIELD"}
     names = {role: config[key] for role, key in keys.items()}
     fields = tuple(names.values())
+    for role, name in names.items():
+        if re.search(r"[:\t\r\n]", name):
+            raise ValueError(f"{keys[role]} [{name!r}] must hold no colon, tab or line break: RecBole's files cannot.")
     if file.is_file():
         with file.open(encoding="utf-8") as lines:
             if lines.readline() == HEADER.format(*fields):

@@ -18,14 +18,14 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.json
 
+from recbole_diffusion.data.text_files import BLOCK, find_encoding, find_quoting, find_separator, open_stream
+
 KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".txt", ".dat"), "csv"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 PACKED = (".gz", ".bz2", ".zst", ".lz4")
-SEPARATORS = ",\t;|"
-BLOCK = 1 << 24  # bytes that pyarrow reads at once; no row may be longer
 
 # The usual names, without case and punctuation; those of a later group count where none of an earlier one is there.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -126,7 +126,7 @@ def _open_parquet(path: Path) -> Table:
 
 def _open_jsonl(path: Path) -> Table:
     try:
-        with _stream(path) as stream:
+        with open_stream(path) as stream:
             options = pyarrow.json.ReadOptions(block_size=BLOCK)
             table = pyarrow.json.read_json(stream, read_options=options)
     except pa.ArrowInvalid as error:  # its rows count from 0 and in each block anew
@@ -138,7 +138,7 @@ def _open_jsonl(path: Path) -> Table:
 
 def _check_json_lines(path: Path) -> None:
     """Raise ValueError naming the first line that is no JSON."""
-    with io.BufferedReader(_stream(path)) as lines:
+    with io.BufferedReader(open_stream(path)) as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 json.loads(line.strip() or "0")
@@ -150,21 +150,21 @@ def _open_csv(path: Path, separator: str | None, encoding: str | None) -> Table:
     """Find encoding, separator and header; the rows are read as text, so that no id changes its form."""
     notes = []
     if encoding is None:
-        encoding = _encoding(path)
+        encoding = find_encoding(path)
         if encoding != "utf-8":
             notes.append(f"encoding {encoding} (--encoding names another)")
     try:
-        codecs.lookup(encoding)
+        encoding = codecs.lookup(encoding).name
     except LookupError:
         raise ValueError(f"encoding [{encoding}] is unknown.") from None
-    with _stream(path) as stream:
+    with open_stream(path) as stream:
         head = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)("replace").decode(
             stream.read(1 << 20)
         )
     if "\0" in head:
         raise ValueError(f"table [{path}] cannot be read: it is no text.")
     if separator is None:
-        separator = _separator(head)
+        separator = find_separator(head)
         if separator != ",":
             notes.append(f"separator {'tab' if separator == chr(9) else separator}")
     if len(separator) != 1:
@@ -172,57 +172,17 @@ def _open_csv(path: Path, separator: str | None, encoding: str | None) -> Table:
     names = next((row for row in csv.reader(io.StringIO(head), delimiter=separator) if row), [])
 
     def read(columns: list[str]) -> pa.Table:
-        with _stream(path) as stream:
+        quoting, said = find_quoting(path, separator, encoding)
+        notes.extend(said)
+        with open_stream(path) as stream:
             return pyarrow.csv.read_csv(
                 stream,
                 pyarrow.csv.ReadOptions(block_size=BLOCK, encoding="utf8" if encoding == "utf-8" else encoding),
-                pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                pyarrow.csv.ParseOptions(delimiter=separator, **quoting),
                 pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=columns),
             )
 
     return Table(str(path), names, read, notes)
-
-
-def _stream(path: Path) -> pa.NativeFile:
-    return pa.input_stream(str(path), compression="detect")
-
-
-def _encoding(path: Path) -> str:
-    """UTF-16 by its mark, UTF-8 where the whole file is, else the latin-1 of today, Windows-1252."""
-    decoder, fallback = codecs.getincrementaldecoder("utf-8")(), False
-    with _stream(path) as stream:
-        chunk = stream.read(BLOCK)
-        if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return "utf-16"
-        try:
-            while chunk:
-                decoder.decode(chunk)
-                chunk = stream.read(BLOCK)
-            decoder.decode(b"", final=True)
-            return "utf-8"
-        except UnicodeDecodeError:
-            pass
-    with _stream(path) as stream:
-        while chunk := stream.read(BLOCK):
-            fallback = fallback or bool(re.search(rb"[\x81\x8d\x8f\x90\x9d]", chunk))  # not in Windows-1252
-    return "latin-1" if fallback else "cp1252"
-
-
-def _separator(head: str) -> str:
-    """The separator that cuts the first rows into most columns, as many in each."""
-
-    def columns(separator: str) -> int:
-        try:
-            rows = [row for row in csv.reader(io.StringIO(head), delimiter=separator) if row][:20]
-        except csv.Error:
-            return 0
-        rows = rows[:-1] if len(rows) == 20 or (len(rows) > 2 and not head.endswith("\n")) else rows
-        return len(rows[0]) if rows and all(len(row) == len(rows[0]) for row in rows) else 0
-
-    best = max(SEPARATORS, key=columns)
-    if columns(best) > 1:
-        return best
-    return max(SEPARATORS, key=head.split("\n", 1)[0].count)  # rows of other lengths: pyarrow will name the first
 
 
 def choose_columns(table: Table, given: dict[str, str | None]) -> tuple[dict[str, str], list[str]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+SIZES = [10**11, 10**14, 10**17]  # from where on a number is of the next unit: as seconds, 10**11 is the year 5138
+ZONE = r"[T ]\d.*(Z|z|[+-]\d\d(:?\d\d)?)$"  # behind a time of the day
+DATE_NUMBERS = {"20240131": "%Y%m%d", "20240131235900": "%Y%m%d%H%M%S"}
 
 
 class UnreadableTime(ValueError):
@@ -24,9 +29,9 @@ def read_times(
     """Times [N] as ``(ticks, ticks per second, how they were read)``, without loss.
 
     Ticks are whole numbers, or float64 seconds where the column holds fractions. Numbers are seconds, milliseconds,
-    microseconds or nanoseconds by their size, unless ``unit`` says which; eight digits that are a calendar date are a
-    date. Text is numbers or ISO 8601, or what ``time_format`` (as of ``strftime``) says; without a zone it is UTC. The
-    column has no missing values.
+    microseconds or nanoseconds by their size, unless ``unit`` says which; eight or fourteen digits that are a calendar
+    date are a date. Text is numbers or ISO 8601, or what ``time_format`` (as of ``strftime``) says; without a zone it
+    is UTC. The column has no missing values.
 
     Raises
     ------
@@ -40,19 +45,25 @@ def read_times(
         if pa.types.is_date(kind):
             return _numpy(column.cast(pa.date32()).cast(pa.int32())).astype(np.int64) * 86400, 1, "dates"
         if pa.types.is_decimal(kind):
-            column, kind = column.cast(pa.float64()), pa.float64()
+            column = _whole_or_float(column)
+            kind = column.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             return _numbers(_numpy(column), name, unit)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or time_format):
         raise ValueError(f"time column [{name}] holds {kind}: it must hold numbers, dates or text.")
     text = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     if time_format is None:
-        for number in (pa.int64(), pa.float64()):
-            try:
-                return _numbers(_numpy(text.cast(number)), name, unit)
-            except pa.ArrowInvalid:
-                continue
+        with contextlib.suppress(pa.ArrowInvalid):
+            return _numbers(_numpy(_whole_or_float(text)), name, unit)
     return _dates(text, name, time_format)
+
+
+def _whole_or_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text or decimals as whole numbers, where all are, with every digit; raises ArrowInvalid for what is no number."""
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.float64())
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
@@ -66,18 +77,33 @@ def _numbers(values: np.ndarray, name: str, unit: str | None) -> tuple[np.ndarra
         raise UnreadableTime(name, bad[0], f"[{values[bad[0]]}] is no finite number.")
     if values.dtype.kind == "f" and (np.abs(values) < 2**63).all() and (values == np.floor(values)).all():
         values = values.astype(np.int64)
+    if values.dtype.kind == "u" and values.max() >= 2**63:
+        raise UnreadableTime(name, int(values.argmax()), f"[{values.max()}] is beyond every date.")
     values = values.astype(np.int64) if values.dtype.kind in "iu" else values.astype(np.float64)
-    if unit is None and values.dtype.kind == "i" and values.min() >= 19000101 and values.max() <= 21001231:
-        days = pd.to_datetime(pd.Series(values).astype(str), format="%Y%m%d", errors="coerce")
-        if days.notna().all():
-            return days.to_numpy().astype("datetime64[s]").astype(np.int64), 1, "dates such as 20240131"
-    if unit is None:  # as seconds, 10**11 is the year 5138
-        unit = next((unit for unit, power in zip("s ms us".split(), (11, 14, 17), strict=True)
-                     if np.median(np.abs(values)) < 10**power), "ns")  # fmt: skip
-    per_second, how = PER_SECOND[unit], f"numbers, taken for {unit}"
+    dates = _calendar_dates(values) if unit is None and values.dtype.kind == "i" else None
+    if dates is not None:
+        return dates[0], 1, dates[1]
+    how = "numbers, taken for {}"
+    if unit is None:
+        sizes = np.searchsorted(SIZES, np.abs(values), side="right")
+        size = int(np.searchsorted(SIZES, np.median(np.abs(values)), side="right"))
+        unit, others = list(PER_SECOND)[size], np.count_nonzero((sizes != size) & (values != 0))
+        how += f", though {others:,} of {len(values):,} have another unit's size" if others else ""
+    per_second, how = PER_SECOND[unit], how.format(unit)
     if values.dtype.kind == "f":
         return values / per_second, 1, how
     return *_shortened(values, per_second), how
+
+
+def _calendar_dates(values: np.ndarray) -> tuple[np.ndarray, str] | None:
+    """Whole numbers that are dates of the calendar, written without marks, as seconds and what they are; else None."""
+    for example, form in DATE_NUMBERS.items():
+        tail = 10 ** (len(example) - 8)
+        if values.min() >= 19000101 * tail and values.max() < 21010101 * tail:
+            dates = pd.to_datetime(pd.Series(values).astype(str), format=form, errors="coerce")
+            if dates.notna().all():
+                return dates.to_numpy().astype("datetime64[s]").astype(np.int64), f"dates such as {example}"
+    return None
 
 
 def _dates(text: pa.ChunkedArray, name: str, time_format: str | None) -> tuple[np.ndarray, int, str]:
@@ -88,13 +114,14 @@ def _dates(text: pa.ChunkedArray, name: str, time_format: str | None) -> tuple[n
         row = int(numbers.isna().argmax())
         raise UnreadableTime(name, row, f"[{series[row][:60]}] is no number, as others are.")
     times = pd.to_datetime(series, format=time_format or "ISO8601", utc=True, errors="coerce")
-    bad = np.flatnonzero(times.isna())
+    moments = series.str.lower().isin(("now", "today"))  # pandas would take the moment of reading
+    bad = np.flatnonzero(times.isna() | moments)
     if len(bad):
         wanted = f"time_format [{time_format}]" if time_format else "ISO dates such as 2024-12-31 23:59:00 or numbers"
         hint = "" if time_format else "; name another form by time_format, such as %d.%m.%Y"
         raise UnreadableTime(name, bad[0], f"[{series.iloc[bad[0]][:60]}] must be {wanted}{hint}.")
-    zoned = pc.match_substring_regex(text, r"(Z|z|[+-]\d\d:?\d\d)$")
-    zone = "" if pc.all(zoned).as_py() else ", taken for UTC where no zone is given"
+    zoned = "%z" in time_format.lower() if time_format else pc.all(pc.match_substring_regex(text, ZONE)).as_py()
+    zone = "" if zoned else ", taken for UTC where no zone is given"
     ticks = times.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
     return *_shortened(ticks, PER_SECOND["ns"]), f"{time_format or 'ISO'} text{zone}"
 

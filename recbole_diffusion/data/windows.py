@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from recbole.data.interaction import Interaction
@@ -30,21 +31,17 @@ def stitched(
 ) -> SequenceRows:
     """The sequences that a user's own rows (``benchmark_filename``) spell out, every target of theirs once.
 
-    A row [list, target] goes on with the one before it, by user and length, where that ends in its list (lists may have
-    been cut to their last items) or is its beginning; else it begins a sequence, whose list holds targets as well.
+    A row [list, target] goes on with another of its user that ends in its list (lists may have been cut to their last
+    items) or is its beginning, wherever that stands; else it begins a sequence, whose list holds targets as well.
     ``lists`` maps columns to their lists, the items' first.
     """
     order = rows[length_field].argsort(stable=True)
     order = order[rows[user][order].argsort(stable=True)]
-    n, users = rows[length_field][order], rows[user][order]
+    field, name = next(iter(lists.items()))
+    order = _linked(order, rows[user], _with_target(rows[name], rows[length_field], rows[field]), rows[length_field])
+    n = rows[length_field][order]
     tokens = {field: _with_target(rows[name][order], n, rows[field][order]) for field, name in lists.items()}
-    item = next(iter(tokens.values()))
-    before, m = item.roll(1, 0), n.roll(1)
-    common, place = torch.minimum(n, m + 1), torch.arange(item.shape[1])
-    # Of the row before, with its target, the last ones; all of it where this list is the longer.
-    ending = before.gather(1, (place + (m + 1 - common)[:, None]).clamp(max=item.shape[1] - 1))
-    follows = ((ending == item) | (place >= common[:, None])).all(1) & (users == users.roll(1))
-    follows[:1] = False
+    follows, common = _follows(rows[user][order], next(iter(tokens.values())), n)
     new = n + 1 - torch.where(follows, common, 0)
     row = torch.arange(len(n)).repeat_interleave(new)
     column = torch.arange(len(row)) - (new.cumsum(0) - n - 1)[row]
@@ -54,6 +51,61 @@ def stitched(
     target = (torch.arange(len(row)) > first).nonzero().squeeze(1)
     start = torch.maximum(first[target], target - max_length)
     return SequenceRows(table, start, target, first[target], dict(lists), length_field, max_length)
+
+
+def _follows(users: Tensor, item: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows, lists with target [R, L + 1], go on with the one before, and how many items they have in common."""
+    before, m = item.roll(1, 0), n.roll(1)
+    common, place = torch.minimum(n, m + 1), torch.arange(item.shape[1])
+    # Of the row before, with its target, the last ones; all of it where this list is the longer.
+    ending = before.gather(1, (place + (m + 1 - common)[:, None]).clamp(0, item.shape[1] - 1))
+    follows = ((ending == item) | (place >= common[:, None])).all(1) & (users == users.roll(1))
+    follows[:1] = False
+    return follows, common
+
+
+def _linked(order: Tensor, user: Tensor, item: Tensor, n: Tensor) -> Tensor:
+    """The order, by user and length, in which each row stands behind the one that it goes on with."""
+    users = user[order]
+    alone = ~_follows(users, item[order], n[order])[0]
+    alone[:1] = False
+    for one in users[alone & (users == users.roll(1))].unique():  # in most files the order is right
+        begin, end = torch.searchsorted(users, one), torch.searchsorted(users, one, right=True)
+        mine = order[begin:end]
+        listed = zip(item[mine].tolist(), n[mine].tolist(), strict=True)
+        order[begin:end] = mine[_chains([tuple(row[: size + 1]) for row, size in listed])]
+    return order
+
+
+def _chains(rows: list[tuple]) -> list[int]:
+    """Numbers of a user's rows, each list and target, as many as possible behind the one that they go on with."""
+    whole, cut = defaultdict(list), defaultdict(list)
+    for number, row in enumerate(rows):
+        whole[row].append(number)
+        cut[row[1:]].append(number)
+    following: dict[int, int] = {}
+    alone = list(range(len(rows)))
+
+    def link(before: Callable[[tuple], Iterable[int]]) -> None:
+        left = []
+        for number in alone:
+            found = next((one for one in before(rows[number]) if one not in following and one != number), None)
+            if found is None:
+                left.append(number)
+            else:
+                following[found] = number
+        alone[:] = left
+
+    link(lambda row: whole.get(row[:-1], ()))
+    link(lambda row: cut.get(row[:-1], ()))
+    # The longest first: rows between the two are missing.
+    link(lambda row: (one for size in range(len(row) - 2, 1, -1) for one in whole.get(row[:size], ())))
+    order: dict[int, None] = {}
+    for number in (*alone, *range(len(rows))):  # at last those that go round
+        while number is not None and number not in order:
+            order[number] = None
+            number = following.get(number)
+    return list(order)
 
 
 def _with_target(listed: Tensor, n: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from recbole_diffusion.experiments.runs import (
 )
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.registry import MODELS
+from recbole_diffusion.trainer.resume import data_checksum
 
 # The comparison itself sets these for each run, which takes one process.
 OWN_KEYS = ("seed", "model", "dataset", "checkpoint_dir", "resume", "config_files", "nproc", "world_size", "local_rank")
@@ -173,7 +174,7 @@ def _train(config: Config, file: Path) -> dict[str, Any]:
     kept = ("model", "dataset", "seed", "test_result", "test_results", "best_valid_score", "epochs")
     found = {key: run[key] for key in kept}
     found["versions"] = {name: metadata.version(name) for name in ("recbole-diffusion", "recbole", "torch")}
-    found["config"] = run["config"]
+    found |= {"config": run["config"], "data": data_checksum(config)}
     record(file, found)
     shutil.rmtree(folder, ignore_errors=True)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["test_result"].items())
@@ -182,7 +183,7 @@ def _train(config: Config, file: Path) -> dict[str, Any]:
 
 
 def _load_run(file: Path, config: Config) -> dict[str, Any]:
-    """Read a run that was done before; ValueError where its parameters are not those asked for now."""
+    """Read a run that was done before; ValueError where its parameters or data are not those asked for now."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         was, now = found["config"], result_settings(config)
@@ -194,6 +195,12 @@ def _load_run(file: Path, config: Config) -> dict[str, Any]:
                 f"output: [{file}] was run with {key} [{was.get(key)}], not [{now.get(key)}]: "
                 "name another output, or remove it."
             )
+    data = found.get("data"), data_checksum(config)
+    if None not in data and data[0] != data[1]:
+        raise ValueError(
+            f"output: [{file}] was run on other files of dataset [{config['dataset']}]: name another output, or remove "
+            "it."
+        )
     return found
 
 

@@ -76,9 +76,10 @@ def search(
     """
     with own_process_state():
         plan = _plan(model, dataset, params_file, tool, config_file_list, config_dict or {}, output_file, options)
-        _claim_output(plan)
         _require_data(plan.config)
+    plan.output.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(plan.file(".lock"), f"output_file [{plan.output}]"):  # others would propose the same trials
+        _claim_output(plan)
         trials = TOOLS[plan.tool](plan)
     best = best_trial(trials, plan.config["valid_metric_bigger"])
     best_file = write_results(plan, trials, best)
@@ -197,7 +198,6 @@ def _claim_output(search: Search) -> None:
     file, begun = search.file(".search.json"), [search.file(".trials.jsonl"), search.file(".ray")]
     settings = json.loads(json.dumps(_settings(search), default=str))
     if not file.is_file() or not any(path.exists() for path in begun):
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
     found = json.loads(file.read_text(encoding="utf-8"))

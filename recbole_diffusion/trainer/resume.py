@@ -42,13 +42,16 @@ def lock_of(path: str | Path) -> Path:
 
 
 def data_checksum(config) -> int | None:
-    """A number that tells the interactions' files of one run from those of another; None where it reads none."""
+    """A number that tells the dataset's files of one run from those of another; None where it reads none."""
     if config["dataset_save_path"]:
         return None
     parts = [f".{part}" for part in config["benchmark_filename"] or ()]
     files = [Path(config["data_path"]) / f"{config['dataset']}{part}.inter" for part in parts or [""]]
     if not all(file.is_file() for file in files):
         return None
+    others = {*(config["load_col"] or ("user", "item")), *(config["additional_feat_suffix"] or ())} - {"inter"}
+    features = [Path(config["data_path"]) / f"{config['dataset']}.{suffix}" for suffix in sorted(others)]
+    files += [file for file in features if file.is_file()]
     return sum(place * checksum(file) for place, file in enumerate(files, 1))
 
 
@@ -64,7 +67,7 @@ def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dic
         found, wanted = settings_of(checkpoint["config"]), settings_of(config)
         differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         if not differ and not same_data(checkpoint, config):
-            differ = [f"the interactions of dataset [{config['dataset']}]"]
+            differ = [f"the files of dataset [{config['dataset']}]"]
         if not differ and Path(best_file_of(path)).is_file():
             return str(path)
         why = f"another run: {', '.join(differ)} differ" if differ else "whose best checkpoint is gone"
@@ -73,7 +76,7 @@ def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dic
 
 
 def same_data(checkpoint: Mapping[str, Any], config) -> bool:
-    """Whether a last state is of the interactions that a Config names, as far as both are known."""
+    """Whether a last state is of the files that a Config names, as far as both are known."""
     old = checkpoint.get("data_checksum")
     new = None if old is None else data_checksum(config)
     return new is None or old == new
@@ -124,7 +127,7 @@ def compare_settings(checkpoint: Mapping[str, Any], config, path: str | Path) ->
             f"model_file [{path}] cannot be resumed: it is of dataset [{old['dataset']}], not [{new['dataset']}]."
         )
     if not same_data(checkpoint, config):
-        changed["data"] = f"the interactions of dataset [{new['dataset']}] are others"
+        changed["data"] = f"the files of dataset [{new['dataset']}] are others"
     if changed:
         warnings.warn(
             f"resuming {path} with other settings: {', '.join(sorted(changed.values()))}. The optimizer goes on as it "

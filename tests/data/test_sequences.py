@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import recbole.data.dataset
 import torch
 from recbole.data.dataset import CDDRecDataset
 from recbole.data.dataset.sequential_dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 
 from recbole_diffusion.data.negatives import UnseenItems
 from recbole_diffusion.data.sequences import PrefixDataset, UserSequenceDataset
+from recbole_diffusion.data.windows import stitched, windows
 from recbole_diffusion.quick_start import build_config, prepare_data
 
 from ..conftest import ROOT
@@ -207,7 +210,7 @@ def test_benchmark_files_have_every_target_in_one_window(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rows, windows",
+    "rows, expected",
     [
         # Cut to the last two, a longer history than MAX_ITEM_LIST_LENGTH, and rows of another user in between.
         (
@@ -219,14 +222,43 @@ def test_benchmark_files_have_every_target_in_one_window(tmp_path):
         (["a\ti1\ti2", "a\ti1 i2 i3 i4\ti5"], [("a", [1, 2], 3), ("a", [3, 4], 5)]),
         # Two sequences that have nothing to do with each other.
         (["a\ti1\ti2", "a\ti4\ti5"], [("a", [1], 2), ("a", [4], 5)]),
+        # Two, one in turn with the other.
+        (
+            ["a\ti1\ti2", "a\ti4\ti5", "a\ti1 i2\ti3", "a\ti4 i5\ti6"],
+            [("a", [1, 2], 3), ("a", [4, 5], 6)],
+        ),
+        # Cut, the newest first; and cut, in no order, round to where it began.
+        (["a\ti3 i4\ti5", "a\ti2 i3\ti4", "a\ti1 i2\ti3"], [("a", [1, 2], 3), ("a", [3, 4], 5)]),
+        (["a\ti1 i2\ti3", "a\ti3 i1\ti2", "a\ti2 i3\ti1"], [("a", [1, 2], 3), ("a", [3, 1], 2)]),
     ],
 )
-def test_benchmark_rows_are_stitched(tmp_path, rows, windows):
+def test_benchmark_rows_are_stitched(tmp_path, rows, expected):
     dataset, train, *_ = benchmark(tmp_path, rows, MAX_ITEM_LIST_LENGTH=2)
-    assert sorted(rows_of(train._dataset[:], dataset)) == windows
+    assert sorted(rows_of(train._dataset[:], dataset)) == expected
     assert len(train._dataset.inter_feat) == len(rows)
     dataset, train, *_ = benchmark(tmp_path, rows, "SeqDiffRec", MAX_ITEM_LIST_LENGTH=2, training_rows="users")
-    assert [row for row in rows_of(train._dataset[:], dataset) if row[0] == "a"][-1] == windows[-1 - (len(rows) == 5)]
+    assert [row for row in rows_of(train._dataset[:], dataset) if row[0] == "a"][-1] == expected[-1 - (len(rows) == 5)]
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled", "newest first"])
+@pytest.mark.parametrize("cut", [2, 3, 10])
+def test_rows_in_any_order_are_stitched_to_the_sequences_that_they_come_from(order, cut):
+    draw, rows = random.Random(cut), []
+    for user in range(1, 40):
+        for _ in range(draw.choice([1, 1, 2])):
+            items = draw.sample(range(1, 1000), draw.randint(2, 9))
+            rows += [(user, items[:place][-cut:], item) for place, item in enumerate(items) if place]
+    draw.shuffle(rows) if order == "shuffled" else rows.reverse() if order == "newest first" else None
+    lists = [torch.tensor(listed + (cut - len(listed)) * [0]) for _, listed, _ in rows]
+    users, items = (torch.tensor([row[place] for row in rows]) for place in (0, 2))
+    sizes = torch.tensor([len(listed) for _, listed, _ in rows])
+    columns = {"user": users, "item": items, "list": torch.stack(lists), "length": sizes}
+    found = windows(stitched(Interaction(columns), "user", {"item": "list"}, "length", 10))
+    targets = [
+        place for begin, end in zip(found.start, found.target, strict=True) for place in range(begin + 1, end + 1)
+    ]
+    table = [(int(found.table["user"][place]), int(found.table["item"][place])) for place in targets]
+    assert sorted(table) == sorted((user, item) for user, _, item in rows)
 
 
 def test_a_copy_and_a_pickle_read_what_they_hold(folder):

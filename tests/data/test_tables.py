@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,48 @@ def test_latin_1_is_read_and_told(encoding):
     assert any("cp1252" in note for note in summary.notes)
 
 
+@pytest.mark.parametrize(
+    "separator, items, found, note",
+    [
+        # Files that know no quoting; each quote begins or ends one of two fields, which would swallow what is between.
+        ("\t", ['"Heroes', "b", '"Hey" you'], ['"Heroes', "b", '"Hey" you'], "plain characters"),
+        ("\t", ['"abc', 'def"', "x"], ['"abc', 'def"', "x"], "plain characters"),
+        ("\t", ['"abc', '"def', "x"], ['"abc', '"def', "x"], "plain characters"),
+        ("\t", ['"a\tb"', '"c""d"', "x"], ["a\tb", 'c"d', "x"], None),
+        (",", ['"a, b"', '"c""d"', '5" disc'], ["a, b", 'c"d', '5" disc'], None),
+        (",", [r'"the \"x\", 2"', "b", "c"], ['the "x", 2', "b", "c"], "follows a backslash"),
+        (",", ['"two\nlines"', "b", "c"], ["two\nlines", "b", "c"], "with line breaks, within quotes: 1"),
+        (",", ['"abc', '"def', "x"], None, "line 2"),
+        (",", ["x", '"Weird Al" Yankovic', "b"], None, "line 3"),
+        (",", ["x", "y", '"b'], None, "line 4"),
+    ],
+)
+def test_quotes_enclose_fields_or_nothing(separator, items, found, note):
+    rows = [("user", "item", "time"), *((f"u{n}", item, str(n)) for n, item in enumerate(items))]
+    Path("events.csv").write_text("".join(separator.join(row) + "\n" for row in rows))
+    if found is None:
+        with pytest.raises(ValueError, match=rf'a quote \("\) in {note} neither encloses a field nor is doubled'):
+            write_atomic("events.csv", "data/shop", trainable=False)
+        return
+    summary = write_atomic("events.csv", "data/shop", trainable=False)
+    assert [[line[0], restore_token(line[1]), line[2]] for line in lines()] == [
+        [f"u{n}", item, str(n)] for n, item in enumerate(found)
+    ]
+    assert any(note in text for text in summary.notes) if note else not any("quote" in text for text in summary.notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf8", "UTF-8", "utf_8_sig"])
+def test_an_encoding_may_be_written_in_any_of_its_ways(encoding):
+    write_text("events.csv", encoding="utf-8-sig")
+    check_same(frame(), write_atomic("events.csv", "data/shop", encoding=encoding))
+
+
+def test_times_may_be_text_as_polars_hands_it_over():
+    table = pa.Table.from_pandas(frame().assign(when=frame()["when"].astype(str)))
+    views = table.set_column(2, "when", table["when"].cast(pa.string_view()))
+    check_same(frame(), write_atomic(views, "data/shop"))
+
+
 def write_jsonl(path: str, table: pd.DataFrame) -> None:
     rows = table.assign(when=table["when"].astype(str)).to_dict("records")
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -191,6 +234,13 @@ SECOND = 1_706_745_598
         (["1969-12-31 23:59:59.75"], ["-0.250"]),
         ([str(SECOND), str(SECOND + 2)], [f"{SECOND}", f"{SECOND + 2}"]),
         ([pd.Timestamp("2024-01-31").date()], [f"{SECOND - SECOND % 86400}"]),
+        ([20240131235958], [f"{SECOND}"]),
+        (["20240131235958", "20240201000000"], [f"{SECOND}", f"{SECOND + 2}"]),
+        (
+            [Decimal(SECOND * 10**9 + 791), Decimal(SECOND * 10**9 + 790)],
+            [f"{SECOND}.000000791", f"{SECOND}.000000790"],
+        ),
+        ([Decimal(f"{SECOND}.25"), Decimal(SECOND)], [f"{SECOND}.25", f"{SECOND}"]),
     ],
     ids=str,
 )
@@ -199,8 +249,45 @@ def test_times_are_exact(values, expected):
     ticks, per_second, _ = read_times(pa.chunked_array([pa.array(values)]), "when", unit)
     found = times_as_text(ticks, per_second).to_pylist()
     assert [float(text) for text in found] == [float(text) for text in expected]
+    if per_second == 10**9:  # more digits than a float has
+        assert found == expected
     if per_second > 1:
         assert all(len(text.split(".")[1]) in (3, 6, 9) for text in found)
+
+
+@pytest.mark.parametrize(
+    "values, form, said",
+    [
+        (
+            [SECOND, SECOND * 1000, SECOND * 1000 + 1],
+            None,
+            "numbers, taken for ms, though 1 of 3 have another unit's size",
+        ),
+        ([0, SECOND * 1000, SECOND * 1000 + 1], None, "numbers, taken for ms"),
+        (["2024-01-31 23:59:58.5+02"], None, "ISO text"),
+        (["2024-01-31T23:59:58Z", "2024-01-31T23:59+0200"], None, "ISO text"),
+        (["2024-01-31T23:59:58Z", "2024-01-31"], None, "ISO text, taken for UTC where no zone is given"),
+        (["31-01-2024"], "%d-%m-%Y", "%d-%m-%Y text, taken for UTC where no zone is given"),
+        (["31-01-2024 +0200"], "%d-%m-%Y %z", "%d-%m-%Y %z text"),
+    ],
+    ids=str,
+)
+def test_how_times_are_read_is_told(values, form, said):
+    assert read_times(pa.chunked_array([pa.array(values)]), "when", None, form)[2] == said
+
+
+@pytest.mark.parametrize(
+    "values, form, row",
+    [
+        (["2024-01-31", "now"], None, 2),
+        (["Jan 2024", "Feb 2024", "today"], "%b %Y", 3),
+        (pa.array([SECOND, 2**64 - 1], pa.uint64()), None, 2),
+    ],
+    ids=str,
+)
+def test_words_and_marks_for_no_time_are_refused(values, form, row):
+    with pytest.raises(ValueError, match=rf"time \[when\] cannot be read in row {row}: \["):
+        read_times(pa.chunked_array([pa.array(values)]), "when", None, form)
 
 
 def test_a_unit_and_a_format_can_be_named():
@@ -436,6 +523,23 @@ def test_the_keys_of_recbole_say_how_a_table_is_read(tmp_path):
     # Read otherwise it is another dataset.
     other = build_config("DiffuRec", tmp_path / "events.csv", None, {**values, "encoding": "cp1252"})
     assert other["dataset"] != config["dataset"]
+
+
+def test_a_table_may_be_named_in_a_config_file(capsys):
+    write_text("events.csv")
+    Path("own.yaml").write_text("dataset: events.csv\nUSER_ID_FIELD: email\nITEM_ID_FIELD: product\nTIME_FIELD: when\n")
+    values = {"data_path": "data", "state": "ERROR", "topk": [5], "valid_metric": "NDCG@5"}
+    config = build_config("DiffuRec", None, ["own.yaml"], values)
+    assert config["dataset"].startswith("events-") and "events.csv ->" in capsys.readouterr().out
+    assert prepare_data(config)[0].user_num == 8
+
+
+def test_a_column_whose_name_no_atomic_file_can_hold_is_refused():
+    frame().rename(columns={"email": "e:mail"}).to_csv("events.csv", index=False)
+    keys = {"USER_ID_FIELD": "e:mail", "ITEM_ID_FIELD": "product", "TIME_FIELD": "when", "data_path": "data"}
+    with pytest.raises(ValueError, match=r"USER_ID_FIELD \['e:mail'\] must hold no colon"):
+        build_config("DiffuRec", "events.csv", None, keys)
+    assert not Path("data").exists()
 
 
 def test_names_of_files_say_their_kind():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -45,6 +46,25 @@ def test_a_model_ranked_under_one_protocol_stands_beside_its_metrics_alone(tmp_p
     assert f"{pop['test_result']['hit@5']:.4f}" in with_pop
     own = run["test_results"]["candidates" if repeatable else "masked"]
     assert f"{own['hit@5'] - pop['test_result']['hit@5']:+.4f}" in next(part for part in parts if "Against" in part)
+
+
+@pytest.mark.slow
+def test_runs_on_other_data_are_not_put_into_one_table(tmp_path):
+    shutil.copytree(ROOT / "dataset" / "markov-toy", tmp_path / "data" / "markov-toy")
+    parameters = {**PARAMETERS, "epochs": 1, "data_path": str(tmp_path / "data")}
+
+    def go(seeds):
+        return compare(["SASRecPlus"], "markov-toy", seeds, None, None, parameters, tmp_path / "out")["runs"]
+
+    runs = go([1])
+    assert go([1]) == runs
+    file = tmp_path / "data" / "markov-toy" / "markov-toy.inter"
+    head, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([head, *reversed(lines)]) + "\n")
+    with pytest.raises(ValueError, match=r"SASRecPlus-markov-toy-1.json\] was run on other files of dataset"):
+        go([1, 2])
+    shutil.rmtree(tmp_path / "data" / "markov-toy")
+    assert go([1]) == runs
 
 
 @pytest.mark.slow

@@ -270,12 +270,13 @@ def test_a_search_that_another_process_is_at_is_left_alone(monkeypatch):
         calls.append(config["learning_rate"])
         if len(calls) == 1:
             with pytest.raises(ValueError, match=r"output_file \[x\] is being written by another process"):
-                toy_search(output_file="x")
+                toy_search(output_file="x", config_dict={"weight_decay": 0.1})
         return config["learning_rate"]
 
     scored(monkeypatch, score_of)
     found = toy_search(output_file="x")
     assert len(found["trials"]) == 4 and all("error" not in trial for trial in found["trials"])
+    assert toy_search(output_file="x")["trials"] == found["trials"]  # it has not become the other's
 
 
 def test_what_is_no_fault_of_the_parameters_is_tried_again(monkeypatch):

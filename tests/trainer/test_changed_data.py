@@ -12,9 +12,9 @@ from recbole_diffusion.compat.checkpoint import load_checkpoint
 from recbole_diffusion.quick_start import load_data_and_model, run
 from recbole_diffusion.recommend import Recommender
 from recbole_diffusion.trainer import DiffusionTrainer
-from recbole_diffusion.trainer.resume import compare_settings
+from recbole_diffusion.trainer.resume import compare_settings, data_checksum
 
-from ..conftest import ROOT, TINY, toy
+from ..conftest import ROOT, TINY, toy, toy_config
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_items_in_another_order_are_refused_and_auto_begins_anew(train):
     last = result["model_file"].replace(".pth", "-last.pth")
     change_lines(shuffled)
     before = states()
-    with pytest.warns(UserWarning, match=r"the interactions of dataset \[markov-toy\] are others"):
+    with pytest.warns(UserWarning, match=r"the files of dataset \[markov-toy\] are others"):
         with pytest.raises(ValueError, match=r"other items than dataset \[markov-toy\], or of these in another order"):
             train(epochs=2, resume=last)
     with pytest.raises(ValueError, match=rf"model_file \[{result['model_file']}\] is of other items .* number 1 is \["):
@@ -69,6 +69,18 @@ def test_a_checkpoint_of_items_in_another_order_is_not_evaluated(train):
     other = toy("SASRecPlus", data_path="data")
     with pytest.raises(ValueError, match="in another order"):
         DiffusionTrainer(other.config, other.model).evaluate(other.test, model_file=file)
+
+
+def test_a_run_with_other_features_of_items_is_another():
+    shutil.copytree(ROOT / "dataset" / "markov-toy", "data/markov-toy")
+    features = Path("data/markov-toy/markov-toy.item")
+    found = []
+    for text in ("i1\t1\n", "i1\t2\n"):
+        features.write_text(f"item_id:token\tprice:float\n{text}")
+        loaded = ({}, {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "price"]}})
+        found.append([data_checksum(toy_config("SASRecPlus", data_path="data", **keys)) for keys in loaded])
+    (unread, first), (unread_too, second) = found
+    assert unread == unread_too and len({unread, first, second}) == 3
 
 
 def test_a_pretraining_on_other_interactions_is_not_taken(train):
