@@ -83,7 +83,7 @@ class GuidedRecommender(DiffusionRecommender):
         # An exported graph takes batches of any size, so that their size is not asked for there, and holds the chain's
         # outcome rather than its steps.
         if not is_affine or (not torch.compiler.is_exporting() and len(c) <= size + 1):
-            return self.run_chain(self.guided(c, len(seeds)), noise, len(c))
+            return self.run_chain(self.guided(c, len(seeds)), noise, c.shape[0])
         corners = torch.eye(size + 1, size, device=c.device).roll(1, 0)
         x_start = self.run_chain(self.guided(corners, len(seeds)), noise, size + 1)
         zero = x_start[:, :1]

@@ -90,7 +90,7 @@ class FrameRecommender:
         if isinstance(users, Mapping):
             return list(users), users.values()
         users = None if users is None else list(users)
-        if users and not any(isinstance(user, (str, Integral)) for user in users):
+        if users is not None and not any(isinstance(user, (str, Integral)) for user in users):
             return list(range(len(users))), users
         if self.known is None:
             raise ValueError("users are not known to a checkpoint of training alone: give histories of items.")
@@ -118,7 +118,7 @@ class FrameRecommender:
             raise ValueError(f"item [{unknown[0]}] is not known.")
         with torch.no_grad():
             table = torch.nn.functional.normalize(embedding.weight[: len(self.tokens)], dim=-1)
-            rows = torch.tensor([self.ids[item] for item in items], device=table.device)
+            rows = torch.tensor([self.ids[item] for item in items], dtype=torch.long, device=table.device)
             cosine = table[rows] @ table.T
             cosine[:, 0] = -torch.inf
             cosine.scatter_(1, rows.unsqueeze(1), -torch.inf)

@@ -16,7 +16,7 @@ from typing import Any
 
 from recbole_diffusion.compat.files import checksum
 from recbole_diffusion.config.checks import check_number
-from recbole_diffusion.recommend.lines import as_csv, as_json, recommend_lines
+from recbole_diffusion.recommend.lines import CSV_COLUMNS, as_csv, as_json, recommend_lines
 from recbole_diffusion.recommend.output import PART, PartialOutput
 from recbole_diffusion.recommend.recommender import Recommender, batches
 from recbole_diffusion.recommend.users import known_users
@@ -123,9 +123,10 @@ def _write(recommender: Recommender, lines: Iterable[bytes], args: argparse.Name
     size = args.batch_size or recommender.batch_size
     output = Path(args.output) if args.output else None
     kind = args.format or ("csv" if output and output.suffix == ".csv" else "jsonl")
-    as_text = as_csv if kind == "csv" else as_json
+    as_text, head = (as_csv, ",".join(CSV_COLUMNS) + "\n") if kind == "csv" else (as_json, "")
     if output is None or (output.exists() and not output.is_file() and not output.is_dir()):  # a pipe, or /dev/null
         with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+            out.write(head)
             records = recommend_lines(recommender, lines, batch_size=size, **settings)
             return sum(bool(out.write(as_text(record, number))) for number, record in enumerate(records, start=1))
     job = {**settings, "batch_size": size, "seeds": args.inference_seeds, "model": checksum(args.model_file)}
@@ -133,6 +134,7 @@ def _write(recommender: Recommender, lines: Iterable[bytes], args: argparse.Name
         before = out.records
         if before:
             print(f"{before:,} histories were done before.")
+        out.begin(head)
         for part in batches(out.rest(lines), size * math.ceil(PART / size)):
             for record in recommend_lines(recommender, part, batch_size=size, first=out.lines + 1, **settings):
                 out.write(as_text(record, out.records + 1))

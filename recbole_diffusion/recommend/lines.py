@@ -69,7 +69,7 @@ def recommend_records(
     keep_going: bool,
 ) -> Iterator[dict[str, Any]]:
     """As `recommend_lines` for what ``read`` makes a dictionary of; ``where`` is for the error."""
-    for batch in batches(numbered, batch_size or recommender.batch_size):
+    for batch in batches(numbered, recommender.batch_size if batch_size is None else batch_size):
         records, encoded, errors = [], [], {}
         for place, (number, line) in enumerate(batch):
             record = {}
@@ -101,12 +101,10 @@ def as_json(record: dict[str, Any], number: int) -> str:
 
 
 def as_csv(record: dict[str, Any], number: int) -> str:
-    """A row for each item, below a header before the first record; a history without a user has its number."""
+    """A row for each item, under CSV_COLUMNS; a history without a user has its number."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    if number == 1:
-        rows.writerow(CSV_COLUMNS)
-    user = record.get("user", number)
+    user = number if record.get("user") is None else record["user"]
     if "error" in record:
         rows.writerow([user, "", "", "", "", record["error"]])
     items, scores = record.get("items", []), record.get("scores", [])

@@ -78,11 +78,20 @@ class PartialOutput:
             self._read = self._read[0] + 1, zlib.crc32(line, self._read[1])
             yield line
 
+    def begin(self, head: str) -> None:
+        """Write what stands above the records, where nothing is written yet."""
+        if not self.size:
+            self._append(head)
+
     def write(self, text: str) -> None:
         """Append a record."""
+        self._append(text)
+        self.records += 1
+
+    def _append(self, text: str) -> None:
         data = text.encode()
         self.file.write(data)
-        self.records, self.size, self.crc = self.records + 1, self.size + len(data), zlib.crc32(data, self.crc)
+        self.size, self.crc = self.size + len(data), zlib.crc32(data, self.crc)
 
     def part_done(self) -> None:
         """Put on record that what is written so far answers all lines read so far."""

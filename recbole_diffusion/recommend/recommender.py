@@ -138,7 +138,8 @@ class Recommender(FrameRecommender):
         self, histories: Iterable[Sequence[str]], k: int = 10, exclude_seen: bool = False, batch_size: int | None = None
     ) -> Iterator[Recommendation]:
         """Recommend as `recommend` does, one batch at a time in constant memory."""
-        for batch in batches(enumerate(histories), batch_size or self.batch_size):
+        check_number({"k": k}, "k", Integral, 1)
+        for batch in batches(enumerate(histories), self.batch_size if batch_size is None else batch_size):
             encoded = []
             for index, history in batch:
                 try:
@@ -192,7 +193,8 @@ def _padded(rows: list[list[int]], length: int) -> Tensor:
 
 
 def batches(values: Iterable, size: int) -> Iterator[list]:
-    """Lists of ``size`` values, and of what is left."""
+    """Lists of ``size`` values, and of what is left; raises ValueError for a size that is none."""
+    check_number({"batch_size": size}, "batch_size", Integral, 1)
     values = iter(values)
     for number in count(1):
         batch = list(islice(values, size))

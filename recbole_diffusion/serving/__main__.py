@@ -62,7 +62,7 @@ def export(args: argparse.Namespace) -> None:
     if len(seeds) > 1:
         print(
             f"  The vector is the mean over {len(seeds)} seeds; the model averages probabilities instead, which "
-            "ranks a little differently."
+            "gives mostly the same items in another order."
         )
     if args.index:
         folder = Path(args.output)

@@ -33,7 +33,7 @@ def build_index(items: np.ndarray, queries: np.ndarray, file: str | Path) -> dic
     exact.add_with_ids(items[1:], numbers)
     truth, exact_speed = _search(exact, queries, k)
     index, found, speed, kind = exact, truth, exact_speed, "exact"
-    if len(items) > EXACT_BELOW:
+    if len(numbers) > EXACT_BELOW:
         cells = int(4 * np.sqrt(len(items)))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(items.shape[1]), items.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
         draw = np.random.default_rng(0)

@@ -254,6 +254,13 @@ def test_what_is_wrong_is_named_in_one_line(fitted, tmp_path):
     bare = Recommender.load(plain["model_file"])
     with pytest.raises(ValueError, match="give histories"):
         bare.recommend(["1"])
+    for nobody in (bare.recommend([]), bare.recommend({}), fitted.recommend([]), fitted.similar_items([])):
+        assert len(nobody) == 0 and {"item", "rank", "score"} <= set(nobody)
+    for size in (0, -1, 0.5):
+        with pytest.raises(ValueError, match=rf"batch_size \[{size}\] must be an integer >= 1"):
+            bare.recommend([["1"]], batch_size=size)
+    with pytest.raises(ValueError, match=r"k \[0\]"):
+        list(bare.stream([], k=0))
     with pytest.raises(ValueError, match="update needs the interactions"):
         bare.update(later(table()))
 

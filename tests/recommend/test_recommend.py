@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from itertools import cycle, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from recbole_diffusion import MODELS
 from recbole_diffusion.quick_start import load_data_and_model, run
 from recbole_diffusion.recommend import Recommender, recommend
 from recbole_diffusion.recommend.__main__ import main
-from recbole_diffusion.recommend.lines import recommend_lines
+from recbole_diffusion.recommend.lines import CSV_COLUMNS, recommend_lines
 
 from ..conftest import ROOT, TINY
 
@@ -316,6 +317,18 @@ def test_standard_input_is_read_and_names_are_written_as_they_are(checkpoint, re
     call(checkpoint, "--input", "-", "--keep_going", "--format", "csv", "--k", "1")
     rows = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert [row[0] for row in rows] == ["user", "Zoë", "Bo"] and rows[2][5] == "line 2: it is empty."
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "out.csv"]], ids=["screen", "file"])
+def test_a_csv_has_its_header_whatever_comes_and_numbers_those_without_a_user(checkpoint, monkeypatch, capsys, output):
+    for lines, users in ([[], []], [[{"user": None}, {}, {"user": "Bo"}], ["1", "2", "Bo"]]):
+        text = "".join(json.dumps({**line, "history": ["3"]}) + "\n" for line in lines)
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+        capsys.readouterr()
+        call(checkpoint, "--input", "-", "--format", "csv", "--k", "1", *output)
+        found = Path("out.csv").read_text() if output else capsys.readouterr().out
+        rows = list(csv.reader(found.splitlines()))
+        assert rows[0] == list(CSV_COLUMNS) and [row[0] for row in rows[1:]] == users
 
 
 def test_a_history_of_names_with_commas_is_a_list_in_json(checkpoint, recommender, capsys):

@@ -10,6 +10,7 @@ import torch
 
 from recbole_diffusion.quick_start import run
 from recbole_diffusion.recommend import Recommender
+from recbole_diffusion.serving import onnx_export
 from recbole_diffusion.serving.__main__ import main
 
 from ..conftest import ROOT, TINY
@@ -51,8 +52,9 @@ def served(folder, histories: list[list[str]], k: int) -> tuple[list[list[str]],
         ("DiffuRec", {"sampling_steps": 2}),
         ("SeqDiffRec", {"inference_seeds": [3]}),
         ("DreamRec", {}),
+        ("DreamRec", {"denoiser": "mlp2"}),
         ("CDDRec", {}),
-        ("ADRec", {}),
+        ("ADRec", {"enable_amp": True}),
         ("SASRec", {"emb_dropout_prob": 0.0}),
     ],  # fmt: skip
     ids=lambda value: value if isinstance(value, str) else "",
@@ -62,6 +64,7 @@ def test_onnx_runtime_ranks_as_the_model(tmp_path, model, overrides, capsys):
     main(["--model_file", file, "--output", "served"])
     assert "100.0% of the top 20 lists" in capsys.readouterr().out
     recommender = Recommender(file)
+    recommender.model.enable_amp = False  # as the graph, in which there is no bf16
     histories = [recommender.tokens[place : place + 1 + place % 5] for place in range(1, 40)]
     expected = list(recommender.stream(histories, 10))
     items, scores = served(tmp_path / "served", histories, 10)
@@ -97,6 +100,7 @@ def test_a_large_catalogue_gets_cells_and_the_recall_asked_for(tmp_path, monkeyp
     items = draw.normal(size=(4001, 16)).astype(np.float32)
     made = item_index.build_index(items, items[1:101] + 0.1, tmp_path / "items.faiss")
     assert "cells" in made["kind"] and made["recall"] >= 0.95 and made["users_per_second"] > 0
+    assert item_index.build_index(items[:1001], items[1:101], tmp_path / "items.faiss")["kind"] == "exact"
     assert [path.name for path in tmp_path.glob("*.faiss")] == ["items.faiss"]
     monkeypatch.setattr(item_index, "WANTED_RECALL", 1.1)  # not even all cells have it
     made = item_index.build_index(items, draw.normal(size=(1000, 16)), tmp_path / "items.faiss")
@@ -110,6 +114,33 @@ def test_a_missing_faiss_is_said_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="needs faiss"):
         main(["--model_file", train("SASRecPlus"), "--output", "served", "--index=faiss"])
     assert not (tmp_path / "served").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["[3]", "[3,4]"])
+def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch, seeds):
+    file, write = train("DiffuRec", sampling_steps=2), onnx_export._write_graph
+
+    def of_another(encoder, length, path):
+        write(encoder, length, path)
+        torch.manual_seed(0)
+        for weight in encoder.parameters():
+            weight.data.add_(torch.randn_like(weight), alpha=0.1)
+
+    monkeypatch.setattr(onnx_export, "_write_graph", of_another)
+    with pytest.raises(SystemExit, match=r"model \[DiffuRec\] cannot be exported: its graph ranks otherwise"):
+        main(["--model_file", file, "--output", "served", f"--inference_seeds={seeds}"])
+    assert not list(tmp_path.glob("*served*"))
+
+
+def test_what_onnx_runtime_cannot_do_is_said_in_one_line(tmp_path, monkeypatch):
+    def broken(encoder, length, file):
+        file.write_bytes(b"no graph")
+
+    monkeypatch.setattr(onnx_export, "_write_graph", broken)
+    with pytest.raises(SystemExit, match=r"model \[SASRecPlus\] cannot be exported: InvalidProtobuf: "):
+        main(["--model_file", train("SASRecPlus"), "--output", "served"])
+    assert not list(tmp_path.glob("*served*"))
 
 
 def test_what_cannot_be_served_is_named_in_one_line(tmp_path):
