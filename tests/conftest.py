@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,11 +48,14 @@ def own_log():
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
     root.setLevel(level)
-    for handler in root.handlers[:]:
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
+
+
+# Of a new process, before it begins: a shell's background jobs, and what they start, are deaf to Ctrl-C.
+hear_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 def toy_config(model: str, **overrides):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import resource
@@ -23,7 +22,7 @@ from recbole_diffusion.analysis.report import MAKERS
 from recbole_diffusion.cli import model_summaries, parse_flags, parse_with_parameters
 from recbole_diffusion.config.keys import KEYS, RECBOLE_KEYS
 
-from .conftest import ROOT
+from .conftest import ROOT, hear_ctrl_c
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SCRIPTS = [
@@ -38,9 +37,8 @@ TOY += ["--n_heads=2", "--MAX_ITEM_LIST_LENGTH=10", "--num_steps=2"]
 
 
 def start(words, cwd, **options) -> subprocess.Popen:
-    # A shell's background jobs, and what they start, are deaf to Ctrl-C.
-    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, *words], cwd=cwd, env=ENVIRONMENT, text=True, preexec_fn=hear, **options)
+    command = [sys.executable, *words]
+    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, text=True, preexec_fn=hear_ctrl_c, **options)
 
 
 def output(words, cwd) -> tuple[int, str, str]:

@@ -83,6 +83,7 @@ def locked(file: IO[Any], what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def lock_file(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Hold a file of that name for this process, as `locked`; it is gone afterwards."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file, locked(file, what):
         try:
             yield

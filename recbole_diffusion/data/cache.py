@@ -14,6 +14,7 @@ from recbole_diffusion.data.tables import open_table
 
 # RecBole's keys of how a file is read, with the option of a table that each is, and what the converted file has.
 READING = {"field_separator": ("separator", "\t"), "encoding": ("encoding", "utf-8")}
+READER = b"2"  # to be counted up when the same table is read otherwise
 
 
 def table_options(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -37,6 +38,7 @@ def cache_name(table: str | os.PathLike, **options: Any) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             mark.update(block)
+    mark.update(READER)
     if options:
         mark.update(repr(sorted(options.items())).encode())
     return f"{re.sub('[^A-Za-z0-9_-]+', '-', path.name.split('.')[0])}-{mark.hexdigest()}"
@@ -58,7 +60,7 @@ def cache_table(table: str | os.PathLike, config, **options: Any) -> None:
     names = {role: config[key] for role, key in keys.items()}
     fields = tuple(names.values())
     for role, name in names.items():
-        if re.search(r"[:\t\r\n]", name):
+        if re.search(r"[:\t\r\n]", str(name)):
             raise ValueError(f"{keys[role]} [{name!r}] must hold no colon, tab or line break: RecBole's files cannot.")
     if file.is_file():
         with file.open(encoding="utf-8") as lines:

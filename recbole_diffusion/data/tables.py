@@ -172,13 +172,13 @@ def _open_csv(path: Path, separator: str | None, encoding: str | None) -> Table:
     names = next((row for row in csv.reader(io.StringIO(head), delimiter=separator) if row), [])
 
     def read(columns: list[str]) -> pa.Table:
-        quoting, said = find_quoting(path, separator, encoding)
-        notes.extend(said)
-        with open_stream(path) as stream:
+        quoting = find_quoting(path, separator, encoding, '"' in head.lstrip("\ufeff\r\n").partition("\n")[0])
+        notes.extend(quoting.notes)
+        with open_stream(path, quoting.escaped) as stream:
             return pyarrow.csv.read_csv(
                 stream,
                 pyarrow.csv.ReadOptions(block_size=BLOCK, encoding="utf8" if encoding == "utf-8" else encoding),
-                pyarrow.csv.ParseOptions(delimiter=separator, **quoting),
+                pyarrow.csv.ParseOptions(delimiter=separator, **quoting.options),
                 pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=columns),
             )
 

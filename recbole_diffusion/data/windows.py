@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 
 import torch
 from recbole.data.interaction import Interaction
@@ -79,33 +79,71 @@ def _linked(order: Tensor, user: Tensor, item: Tensor, n: Tensor) -> Tensor:
 
 def _chains(rows: list[tuple]) -> list[int]:
     """Numbers of a user's rows, each list and target, as many as possible behind the one that they go on with."""
-    whole, cut = defaultdict(list), defaultdict(list)
+    whole, cut = defaultdict(deque), defaultdict(deque)
     for number, row in enumerate(rows):
         whole[row].append(number)
         cut[row[1:]].append(number)
-    following: dict[int, int] = {}
-    alone = list(range(len(rows)))
+    following: dict[int, int | None] = {}
 
-    def link(before: Callable[[tuple], Iterable[int]]) -> None:
-        left = []
-        for number in alone:
-            found = next((one for one in before(rows[number]) if one not in following and one != number), None)
-            if found is None:
-                left.append(number)
-            else:
-                following[found] = number
-        alone[:] = left
+    def first_free(*queues: deque) -> int | None:
+        for queue in queues:
+            while queue:
+                if (one := queue.popleft()) not in following:
+                    return one
+        return None
 
-    link(lambda row: whole.get(row[:-1], ()))
-    link(lambda row: cut.get(row[:-1], ()))
-    # The longest first: rows between the two are missing.
-    link(lambda row: (one for size in range(len(row) - 2, 1, -1) for one in whole.get(row[:size], ())))
-    order: dict[int, None] = {}
-    for number in (*alone, *range(len(rows))):  # at last those that go round
-        while number is not None and number not in order:
-            order[number] = None
-            number = following.get(number)
-    return list(order)
+    heads, none = list(range(len(rows))), deque()
+    for before in (
+        lambda row: first_free(whole.get(row[:-1], none)),
+        lambda row: first_free(cut.get(row[:-1], none)),
+        # Rows between the two are missing; the longest first.
+        lambda row: first_free(*(whole.get(row[:size], none) for size in range(len(row) - 2, 1, -1))),
+    ):
+        found = {number: before(rows[number]) for number in heads}
+        following |= {one: number for number, one in found.items() if one is not None}
+        heads = [number for number, one in found.items() if one is None]
+    return [number for head in _opened(rows, following, heads) for number in _walk(following, head)]
+
+
+def _walk(following: dict[int, int | None], number: int) -> Iterator[int]:
+    """From a row on, to the last or once round."""
+    first = number
+    while number is not None:
+        yield number
+        number = following.get(number)
+        number = None if number == first else number
+
+
+def _opened(rows: list[tuple], following: dict[int, int | None], heads: list[int]) -> list[int]:
+    """Put rings, as items that come again make them, into the chains that pass them; the heads of what is then there.
+
+    So an Euler path is found (Hierholzer, 1873), whose edges are the rows.
+    """
+    placed = {number for head in heads for number in _walk(following, head)}
+    waiting = defaultdict(list)
+    for number, row in enumerate(rows):
+        if number not in placed:
+            waiting[row[:-1]].append(number)
+    passed = list(placed)
+    for start in (None, *range(len(rows))):
+        if start is not None and start not in placed:  # a ring that no chain passes
+            ring = list(_walk(following, start))
+            following[ring[-1]] = None
+            heads, passed = [*heads, start], ring
+            placed.update(ring)
+        while passed:
+            one = passed.pop()
+            for listed in (rows[one], rows[one][1:]):
+                behind = following.get(one)
+                if behind is not None and rows[behind][:-1] != listed:
+                    continue
+                for number in waiting.pop(listed, ()):
+                    if number not in placed:
+                        ring = list(_walk(following, number))
+                        following[ring[-1]], following[one] = following.get(one), number
+                        placed.update(ring)
+                        passed += ring
+    return heads
 
 
 def _with_target(listed: Tensor, n: Tensor, target: Tensor) -> Tensor:

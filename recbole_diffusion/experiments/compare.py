@@ -126,8 +126,10 @@ def _check_own_keys(parameters: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------ the runs
 
 
-def _plan_runs(models, dataset, seeds, files, parameters, output: Path) -> tuple[Runs, list[tuple[Config, Path]]]:
-    """The runs that are done, and Config and JSON file of those that wait; a wrong parameter is found before the first.
+def _plan_runs(models, dataset, seeds, files, parameters, output: Path) -> tuple[Runs, list[tuple]]:
+    """The runs that are done, and of those that wait Config, JSON file and the data's checksum.
+
+    A wrong parameter is found before the first.
 
     Raises
     ------
@@ -145,18 +147,18 @@ def _plan_runs(models, dataset, seeds, files, parameters, output: Path) -> tuple
             if file.is_file():
                 runs[model][seed] = _load_run(file, config)
             else:
-                waiting.append((config, file))
+                waiting.append((config, file, data_checksum(config)))
     return runs, waiting
 
 
-def _train_waiting(runs: Runs, waiting: list[tuple[Config, Path]]) -> dict[str, str]:
+def _train_waiting(runs: Runs, waiting: list[tuple[Config, Path, int | None]]) -> dict[str, str]:
     """Train what waits, and add it to the runs; returns the errors of those that failed."""
     done, failed = sum(map(len, runs.values())), {}
-    for number, (config, file) in enumerate(waiting, start=done + 1):
+    for number, (config, file, data) in enumerate(waiting, start=done + 1):
         model, dataset, seed = config["model"], config["dataset"], config["seed"]
         print(f"[{number}/{done + len(waiting)}] {model} on {dataset}, seed {seed}", flush=True)
         try:
-            runs[model][seed] = _train(config, file)
+            runs[model][seed] = _train(config, file, data)
         except KeyboardInterrupt:
             whole, ended = done + len(waiting), sum(map(len, runs.values()))
             kept = f"{ended} of {whole} runs are done and kept"
@@ -167,10 +169,12 @@ def _train_waiting(runs: Runs, waiting: list[tuple[Config, Path]]) -> dict[str, 
     return failed
 
 
-def _train(config: Config, file: Path) -> dict[str, Any]:
+def _train(config: Config, file: Path, data: int | None) -> dict[str, Any]:
     """Run what ``config`` says, or go on with it, and write its JSON file; checkpoints live as long as the run."""
     folder = file.parent.parent / "saved" / file.stem
+    _check_same(config, data)
     run = run_or_resume(config, folder)
+    _check_same(config, data)
     kept = ("model", "dataset", "seed", "test_result", "test_results", "best_valid_score", "epochs")
     found = {key: run[key] for key in kept}
     found["versions"] = {name: metadata.version(name) for name in ("recbole-diffusion", "recbole", "torch")}
@@ -180,6 +184,12 @@ def _train(config: Config, file: Path) -> dict[str, Any]:
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["test_result"].items())
     print(f"  {metrics} ({found['epochs']} epochs)", flush=True)
     return found
+
+
+def _check_same(config: Config, data: int | None) -> None:
+    """Raise ValueError where the dataset's files are no longer those of the other runs."""
+    if data not in (None, data_checksum(config)):
+        raise ValueError(f"the files of dataset [{config['dataset']}] have changed since the comparison began.")
 
 
 def _load_run(file: Path, config: Config) -> dict[str, Any]:

@@ -77,7 +77,6 @@ def search(
     with own_process_state():
         plan = _plan(model, dataset, params_file, tool, config_file_list, config_dict or {}, output_file, options)
         _require_data(plan.config)
-    plan.output.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(plan.file(".lock"), f"output_file [{plan.output}]"):  # others would propose the same trials
         _claim_output(plan)
         trials = TOOLS[plan.tool](plan)

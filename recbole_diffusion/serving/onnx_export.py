@@ -90,14 +90,11 @@ def export_onnx(
         with _errors_in_one_line(recommender.name):
             _write_graph(encoder, length, folder / "encoder.onnx")
             same, of_graph = compare_top(encoder, folder, length)
-        if (of_graph if len(seeds) > 1 else same)["lists"] < 0.99:
-            raise ValueError(f"model [{recommender.name}] cannot be exported: its graph ranks otherwise ({of_graph}).")
-        about = {
-            "model": recommender.name,
-            "tokens": recommender.tokens,
-            "max_length": length,
-            "inference_seeds": seeds,
-        }
+        judged = of_graph if len(seeds) > 1 else same
+        if judged["lists"] < 0.99:
+            raise ValueError(f"model [{recommender.name}] cannot be exported: its graph ranks otherwise ({judged}).")
+        about = {"model": recommender.name, "tokens": recommender.tokens, "max_length": length}
+        about |= {"inference_seeds": seeds}
         (folder / "model.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
         folder.rename(output)
     except BaseException:

@@ -246,7 +246,8 @@ def test_rows_in_any_order_are_stitched_to_the_sequences_that_they_come_from(ord
     draw, rows = random.Random(cut), []
     for user in range(1, 40):
         for _ in range(draw.choice([1, 1, 2])):
-            items = draw.sample(range(1, 1000), draw.randint(2, 9))
+            n = draw.randint(2, 9)  # of some users items come again, so that rows go round
+            items = draw.choices(range(1, 5), k=n) if user % 2 else draw.sample(range(1, 1000), n)
             rows += [(user, items[:place][-cut:], item) for place, item in enumerate(items) if place]
     draw.shuffle(rows) if order == "shuffled" else rows.reverse() if order == "newest first" else None
     lists = [torch.tensor(listed + (cut - len(listed)) * [0]) for _, listed, _ in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from recbole.data.dataset import Dataset
 
 from recbole_diffusion.convert import main
+from recbole_diffusion.data import text_files
 from recbole_diffusion.data.atomic import write_atomic
 from recbole_diffusion.data.tables import kind_of
 from recbole_diffusion.data.times import read_times, times_as_text
@@ -92,8 +94,6 @@ def test_recbole_reads_back_every_id_and_time():
 def test_an_escaped_token_comes_back_and_pandas_reads_it_as_it_stands(token):
     safe = escape_token(token)
     assert restore_token(safe) == token
-    import io
-
     text = io.StringIO(f"user_id:token\titem_id:token\n{safe}\t1\n", newline="")
     read = pd.read_csv(text, delimiter="\t", dtype=str, engine="python")  # as RecBole does
     assert read["user_id:token"].tolist() == [safe]
@@ -141,8 +141,14 @@ def test_latin_1_is_read_and_told(encoding):
         (",", [r'"the \"x\", 2"', "b", "c"], ['the "x", 2', "b", "c"], "follows a backslash"),
         (",", ['"two\nlines"', "b", "c"], ["two\nlines", "b", "c"], "with line breaks, within quotes: 1"),
         (",", ['"abc', '"def', "x"], None, "line 2"),
-        (",", ["x", '"Weird Al" Yankovic', "b"], None, "line 3"),
         (",", ["x", "y", '"b'], None, "line 4"),
+        (",", ["x", '"Weird Al" Yankovic', "b"], ["x", "Weird Al Yankovic", "b"], "in line 3 neither"),
+        # What writers of CSV do: text of several lines with tabs, and a quote before a line break.
+        ("\t", ['"x\ty\nz"', "b", "c"], ["x\ty\nz", "b", "c"], "with line breaks, within quotes: 1"),
+        (",", [r'"a\"' + '\n5"', "b", "c"], ['a"\n5', "b", "c"], "follows a backslash"),
+        # Backslashes elsewhere stay, as Spark and MySQL mean them.
+        (",", [r'"say \"hi\""', r"AC\DC", r"\N"], ['say "hi"', r"AC\DC", r"\N"], "follows a backslash"),
+        (",", [r'"say \"q\""', '"dir\\"', "c"], None, "line 3"),
     ],
 )
 def test_quotes_enclose_fields_or_nothing(separator, items, found, note):
@@ -157,6 +163,24 @@ def test_quotes_enclose_fields_or_nothing(separator, items, found, note):
         [f"u{n}", item, str(n)] for n, item in enumerate(found)
     ]
     assert any(note in text for text in summary.notes) if note else not any("quote" in text for text in summary.notes)
+
+
+def test_a_header_in_quotes_says_that_quotes_enclose_fields():
+    rows = ['"user"\t"item"\t"time"', 'a\t"Weird Al" Yankovic\t1', '"b"\t"y"\t2']
+    Path("events.tsv").write_text("\n".join(rows))
+    write_atomic("events.tsv", "data/shop", trainable=False)
+    assert lines() == [["a", "Weird Al Yankovic", "1"], ["b", "y", "2"]]
+    Path("other.tsv").write_text("\n".join([*rows, 'c\t"x\t3', 'd\ty"\t4']))
+    with pytest.raises(ValueError, match="a quote .* in line 2 neither"):
+        write_atomic("other.tsv", "data/other", trainable=False)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
+def test_quotes_behind_backslashes_are_doubled_wherever_the_stream_is_cut(monkeypatch, block):
+    monkeypatch.setattr(text_files, "BLOCK", block)
+    Path("x.csv").write_bytes(rb'a\"b,\\",\\\"c\d\n,"\\' + b"\\")
+    with io.BufferedReader(text_files.open_stream(Path("x.csv"), escaped=True)) as stream:
+        assert stream.read() == rb'a""b,\",\""c\d\n,"\\' + b"\\"
 
 
 @pytest.mark.parametrize("encoding", ["utf8", "UTF-8", "utf_8_sig"])

@@ -67,6 +67,21 @@ def test_runs_on_other_data_are_not_put_into_one_table(tmp_path):
     assert go([1]) == runs
 
 
+def test_data_that_change_while_runs_wait_are_not_trained_on(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "dataset" / "markov-toy", tmp_path / "data" / "markov-toy")
+
+    def changing(config, folder):
+        (tmp_path / "data" / "markov-toy" / "markov-toy.inter").open("a").write("u\t1\t1\n")
+        raise RuntimeError("it has begun")
+
+    monkeypatch.setattr("recbole_diffusion.experiments.compare.run_or_resume", changing)
+    parameters = {**PARAMETERS, "data_path": str(tmp_path / "data")}
+    compare(["SASRecPlus"], "markov-toy", [1, 2], None, None, parameters, tmp_path / "out")
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "failed: " in line)
+    assert "it has begun" in first
+    assert "the files of dataset [markov-toy] have changed since the comparison began" in second
+
+
 @pytest.mark.slow
 def test_a_comparison_that_was_cut_goes_on_to_the_same_files(tmp_path, monkeypatch):
     epochs, cut = [], (("DiffuRec", 2, 2),)

@@ -20,7 +20,7 @@ from recbole_diffusion.recommend.__main__ import main
 from recbole_diffusion.recommend.lines import recommend_lines
 from recbole_diffusion.recommend.recommender import Recommender
 
-from ..conftest import ROOT, TINY
+from ..conftest import ROOT, TINY, hear_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,8 @@ def test_a_killed_process_leaves_the_old_file(checkpoint, histories, sign):
         "job.PartialOutput.write = slow; m.main()"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, "--model_file", checkpoint, "--input", "in.jsonl"]
-    process = subprocess.Popen([*command, "--output", "out.jsonl"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, "--output", "out.jsonl"], env=environment, preexec_fn=hear_ctrl_c)
     while not Path("out.jsonl.partial.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
