@@ -47,6 +47,7 @@ SETTINGS = {
 }
 # From seed to seed it ends on both sides of NEAR (results/notes/DreamRec.md).
 FARTHER = {"DreamRec": 0.9}
+NARROWER = {"DreamRec": {"hidden_size": 192, "inner_size": 384}}  # learns it as well, in two thirds of the time
 # As its paper generates, guided through the whole chain, one item ranks ten that are alike at 0.39 at best.
 GUIDED = {"denoiser": "mlp1", "num_steps": 50, "noise_schedule": "linear", "inference": "reverse"}
 GUIDED |= {"guidance_scale": 2.0, "condition_dropout_prob": 0.1, "epochs": 40, "eval_step": 10}
@@ -68,7 +69,7 @@ def learn(name: str, **overrides) -> float:
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_model_learns_the_rule(name):
-    found, asked = learn(name), FARTHER.get(name, NEAR)
+    found, asked = learn(name, **NARROWER.get(name, {})), FARTHER.get(name, NEAR)
     print(f"{name:>12}: NDCG@10 {found:.3f}, {found / CEILING:.0%} of the best possible {CEILING} (asked {asked:.0%})")
     assert found > asked * CEILING
 
