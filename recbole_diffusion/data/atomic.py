@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from recbole_diffusion.compat.files import whole_file
-from recbole_diffusion.data.tables import as_tokens, choose_columns, open_table, whole_numbers
+from recbole_diffusion.data.tables import as_tokens, choose_columns, is_text, open_table, whole_numbers
 from recbole_diffusion.data.times import PER_SECOND, UnreadableTime, as_date, read_times, times_as_text
 from recbole_diffusion.data.tokens import LONGEST, escape_token, restore_token
 
@@ -188,14 +188,13 @@ def _rows(data: pa.Table, columns: dict[str, str], dropped: dict[str, int]) -> t
     for role in ("user", "item"):
         rows[role] = as_tokens(rows[role], role, columns[role])
     kind = rows["time"].type
-    if getattr(pa.types, "is_string_view", lambda _: False)(kind):  # as polars hands over text
-        rows["time"], kind = rows["time"].cast(pa.large_string()), pa.large_string()
     if pa.types.is_dictionary(kind):
         rows["time"] = rows["time"].cast(kind.value_type)
     elif pa.types.is_floating(kind):
         rows["time"] = pc.if_else(pc.is_nan(rows["time"]), None, rows["time"])
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        rows["time"] = pc.if_else(pc.equal(pc.utf8_trim_whitespace(rows["time"]), ""), None, rows["time"])
+    elif is_text(kind):
+        text = rows["time"].cast(pa.large_string())
+        rows["time"] = pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
     whole = None
     for role in ROLES:
         valid = pc.is_valid(rows[role])

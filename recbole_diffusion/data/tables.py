@@ -224,6 +224,12 @@ def _listed(columns: Sequence[str]) -> str:
     return f"{shown} and {len(columns) - 12} more" if len(columns) > 12 else shown or "no column"
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are text, in whichever of Arrow's forms; pandas, Parquet and polars hand over different ones."""
+    is_view = getattr(pa.types, "is_string_view", lambda _: False)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind)
+
+
 def as_tokens(column: pa.ChunkedArray, role: str, name: str) -> pa.ChunkedArray:
     """Ids as text, null where one is missing; whole floats, as pandas makes of whole numbers with gaps, lose their .0.
 
@@ -246,8 +252,7 @@ def as_tokens(column: pa.ChunkedArray, role: str, name: str) -> pa.ChunkedArray:
             column = column.cast(pa.int64())
         except pa.ArrowInvalid:
             pass
-    elif not (types.is_integer(kind) or types.is_decimal(kind) or types.is_null(kind) or types.is_string(kind)
-              or types.is_large_string(kind) or getattr(types, "is_string_view", lambda _: False)(kind)):  # fmt: skip
+    elif not (types.is_integer(kind) or types.is_decimal(kind) or types.is_null(kind) or is_text(kind)):
         raise ValueError(f"{role} [{name}] holds {kind}: ids must be text or numbers.")
     text = column.cast(pa.large_string())
     return pa.compute.if_else(pa.compute.equal(text, ""), None, text)

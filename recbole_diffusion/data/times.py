@@ -85,8 +85,8 @@ def _numbers(values: np.ndarray, name: str, unit: str | None) -> tuple[np.ndarra
         return dates[0], 1, dates[1]
     how = "numbers, taken for {}"
     if unit is None:
-        sizes = np.searchsorted(SIZES, np.abs(values), side="right")
-        size = int(np.searchsorted(SIZES, np.median(np.abs(values)), side="right"))
+        amounts = np.abs(values)
+        sizes, size = (np.searchsorted(SIZES, part, side="right") for part in (amounts, np.median(amounts)))
         unit, others = list(PER_SECOND)[size], np.count_nonzero((sizes != size) & (values != 0))
         how += f", though {others:,} of {len(values):,} have another unit's size" if others else ""
     per_second, how = PER_SECOND[unit], how.format(unit)

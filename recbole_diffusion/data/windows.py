@@ -37,10 +37,10 @@ def stitched(
     """
     order = rows[length_field].argsort(stable=True)
     order = order[rows[user][order].argsort(stable=True)]
-    field, name = next(iter(lists.items()))
-    order = _linked(order, rows[user], _with_target(rows[name], rows[length_field], rows[field]), rows[length_field])
-    n = rows[length_field][order]
-    tokens = {field: _with_target(rows[name][order], n, rows[field][order]) for field, name in lists.items()}
+    n = rows[length_field]
+    tokens = {field: _with_target(rows[name], n, rows[field]) for field, name in lists.items()}
+    order = _linked(order, rows[user], next(iter(tokens.values())), n)
+    n, tokens = n[order], {field: values[order] for field, values in tokens.items()}
     follows, common = _follows(rows[user][order], next(iter(tokens.values())), n)
     new = n + 1 - torch.where(follows, common, 0)
     row = torch.arange(len(n)).repeat_interleave(new)
@@ -119,31 +119,35 @@ def _opened(rows: list[tuple], following: dict[int, int | None], heads: list[int
 
     So an Euler path is found (Hierholzer, 1873), whose edges are the rows.
     """
-    placed = {number for head in heads for number in _walk(following, head)}
-    waiting = defaultdict(list)
-    for number, row in enumerate(rows):
-        if number not in placed:
-            waiting[row[:-1]].append(number)
-    passed = list(placed)
-    for start in (None, *range(len(rows))):
-        if start is not None and start not in placed:  # a ring that no chain passes
-            ring = list(_walk(following, start))
-            following[ring[-1]] = None
-            heads, passed = [*heads, start], ring
-            placed.update(ring)
-        while passed:
-            one = passed.pop()
-            for listed in (rows[one], rows[one][1:]):
-                behind = following.get(one)
-                if behind is not None and rows[behind][:-1] != listed:
-                    continue
-                for number in waiting.pop(listed, ()):
-                    if number not in placed:
-                        ring = list(_walk(following, number))
-                        following[ring[-1]], following[one] = following.get(one), number
-                        placed.update(ring)
-                        passed += ring
-    return heads
+    chained = {number for head in heads for number in _walk(following, head)}
+    rings = [number for number in range(len(rows)) if number not in chained]
+    placed, opened, waiting = set(), [], defaultdict(list)
+    for number in rings:
+        waiting[rows[number][:-1]].append(number)
+
+    def splice(one: int) -> list[int]:
+        """Put behind a row the rings that may stand there; returns their rows."""
+        taken = []
+        for listed in (rows[one], rows[one][1:]):
+            behind = following.get(one)
+            fits = behind is None or rows[behind][:-1] == listed
+            for number in waiting.pop(listed, ()) if fits else ():
+                if number not in placed:
+                    ring = list(_walk(following, number))
+                    following[ring[-1]], following[one] = following.get(one), number
+                    placed.update(ring)
+                    taken += ring
+        return taken
+
+    for start in (*heads, *rings):
+        if start not in placed:  # a chain, or a ring that none passes
+            passed = list(_walk(following, start))
+            following[passed[-1]] = None
+            placed.update(passed)
+            opened.append(start)
+            while passed:
+                passed += splice(passed.pop())
+    return opened
 
 
 def _with_target(listed: Tensor, n: Tensor, target: Tensor) -> Tensor:

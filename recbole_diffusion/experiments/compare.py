@@ -24,7 +24,7 @@ from recbole_diffusion.experiments.runs import (
 )
 from recbole_diffusion.quick_start import build_config
 from recbole_diffusion.registry import MODELS
-from recbole_diffusion.trainer.resume import data_checksum
+from recbole_diffusion.trainer.resume import data_checksum, same_data
 
 # The comparison itself sets these for each run, which takes one process.
 OWN_KEYS = ("seed", "model", "dataset", "checkpoint_dir", "resume", "config_files", "nproc", "world_size", "local_rank")
@@ -174,11 +174,11 @@ def _train(config: Config, file: Path, data: int | None) -> dict[str, Any]:
     folder = file.parent.parent / "saved" / file.stem
     _check_same(config, data)
     run = run_or_resume(config, folder)
-    _check_same(config, data)
+    data = _check_same(config, data)
     kept = ("model", "dataset", "seed", "test_result", "test_results", "best_valid_score", "epochs")
     found = {key: run[key] for key in kept}
     found["versions"] = {name: metadata.version(name) for name in ("recbole-diffusion", "recbole", "torch")}
-    found |= {"config": run["config"], "data": data_checksum(config)}
+    found |= {"config": run["config"], "data_checksum": data}
     record(file, found)
     shutil.rmtree(folder, ignore_errors=True)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["test_result"].items())
@@ -186,10 +186,12 @@ def _train(config: Config, file: Path, data: int | None) -> dict[str, Any]:
     return found
 
 
-def _check_same(config: Config, data: int | None) -> None:
-    """Raise ValueError where the dataset's files are no longer those of the other runs."""
-    if data not in (None, data_checksum(config)):
+def _check_same(config: Config, data: int | None) -> int | None:
+    """The checksum of the dataset's files; raises ValueError where they are no longer those of the other runs."""
+    now = data_checksum(config)
+    if data not in (None, now):
         raise ValueError(f"the files of dataset [{config['dataset']}] have changed since the comparison began.")
+    return now
 
 
 def _load_run(file: Path, config: Config) -> dict[str, Any]:
@@ -205,8 +207,7 @@ def _load_run(file: Path, config: Config) -> dict[str, Any]:
                 f"output: [{file}] was run with {key} [{was.get(key)}], not [{now.get(key)}]: "
                 "name another output, or remove it."
             )
-    data = found.get("data"), data_checksum(config)
-    if None not in data and data[0] != data[1]:
+    if not same_data(found, config):
         raise ValueError(
             f"output: [{file}] was run on other files of dataset [{config['dataset']}]: name another output, or remove "
             "it."

@@ -75,9 +75,9 @@ def find_last_state(folder: str | Path, config, settings_of: Callable[[Any], dic
     return None
 
 
-def same_data(checkpoint: Mapping[str, Any], config) -> bool:
-    """Whether a last state is of the files that a Config names, as far as both are known."""
-    old = checkpoint.get("data_checksum")
+def same_data(state: Mapping[str, Any], config) -> bool:
+    """Whether a last state, or a record of a run, is of the files that a Config names, as far as both are known."""
+    old = state.get("data_checksum")
     new = None if old is None else data_checksum(config)
     return new is None or old == new
 
