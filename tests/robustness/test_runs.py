@@ -202,7 +202,7 @@ def test_runs_cut_at_any_moment_end_with_the_same_bits(tried):
         str(ROOT / "benchmarks" / "interrupted.py"),
         f"--data_path={ROOT / 'dataset'}",
     ]
-    flags = ["--runs=18", "--threads=1", "--models=DiffuRec CDDRec SASRecPlus"]
+    flags = ["--runs=12", "--threads=1", "--models=DiffuRec CDDRec SASRecPlus"]
     done = subprocess.run(script + flags, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     cuts = int(re.search(r"cut (\d+) times, 1 threads: 0 ended otherwise", done.stdout)[1])
